@@ -1,0 +1,1 @@
+"""The subcommands of ``minquant``, one a file: ``add_parser(subparsers)``, ``run(args) -> exit status``."""

@@ -1,8 +1,8 @@
 """Automatic differentiation: operations that remember their inputs, walked backwards.
 
-A `Function` is one operation, its gradient beside it. `Function.apply` runs it on arrays and, while gradients are
-enabled, leaves the Function in the result's `grad_fn`. `backward` visits those Functions from the newest to the oldest:
-an operation is always younger than what it read, so every gradient is complete when its turn comes.
+A `Function` is one operation, its gradient beside it. `Function.apply` runs it on arrays and, while gradients
+are enabled, leaves the Function in the result's `grad_fn`. `backward` visits those Functions from the newest
+to the oldest: an operation is younger than all that it read, so its gradient is complete when its turn comes.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ def is_grad_enabled() -> bool:
 class Function:
     """One differentiable operation: subclasses write `forward` and, beside it, `backward`.
 
-    `forward` takes arrays and options and returns an array; `backward` takes dL/d(output) and returns dL/d(input) for
-    each input (None where there is none). `save` keeps the arrays that backward needs: a change of them in between is
-    noticed, and they are freed afterwards. Anything else may be kept as an attribute.
+    `forward` takes arrays and options and returns an array; `backward` takes dL/d(output) and returns dL/d(input)
+    for each input (None where there is none). `save` keeps the arrays that backward needs: if they change in
+    between, backward refuses, and afterwards they are freed. Anything else may be kept as an attribute.
     """
 
     on_grid: ClassVar[bool] = (
@@ -67,7 +67,8 @@ class Function:
     def __init__(self) -> None:
         self.inputs: Sequence[Tensor] = ()
         self.needs_grad: tuple[bool, ...] = ()  # by input, so that backward may skip work
-        self.saved: tuple[np.ndarray, ...] | None = ()  # None once freed
+        self.saved: tuple[np.ndarray, ...] = ()
+        self.freed = False
         self.versions: list[tuple[list[int], int]] = []
         self.retained: weakref.ref[Tensor] | None = None
         self.number = next(_sequence)
@@ -119,7 +120,8 @@ class Function:
             for t in tensors:
                 if not is_float(t.dtype):
                     raise TypeError(
-                        f"{cls.__name__} expects float32 or float64, got {t.dtype}: convert it, e.g. with .float()"
+                        f"{cls.__name__} expects float32 or float64, got {t.dtype}: "
+                        "convert it, e.g. with .float()"
                     )
 
     def _link(self, tensors: Sequence[Tensor], out: Tensor) -> None:
@@ -142,11 +144,11 @@ class Function:
             out.grad_fn = self
 
     def _has_saved(self, t: Tensor) -> bool:
-        return any(np.may_share_memory(t.data, array) for array in self.saved or ())
+        return any(np.may_share_memory(t.data, array) for array in self.saved)
 
     def check_intact(self) -> None:
         """Raise RuntimeError if what backward needs was freed, or changed since forward."""
-        if self.saved is None:
+        if self.freed:
             raise RuntimeError(
                 f"backward reached {self} a second time, and what it had saved was freed by the first: "
                 "pass retain_graph=True to the first backward()"
@@ -154,8 +156,9 @@ class Function:
         for version, count in self.versions:
             if version[0] != count:
                 raise RuntimeError(
-                    f"a tensor that {self} needs for its gradient was changed in place: it is at version {version[0]}, "
-                    f"expected {count}. Change it after backward(), or change a clone()"
+                    f"a tensor that {self} needs for its gradient was changed in place: "
+                    f"it is at version {version[0]}, expected {count}. "
+                    "Change it after backward(), or change a clone()"
                 )
 
     def gradients(self, grad: np.ndarray) -> list[tuple[Tensor, np.ndarray]]:
@@ -199,7 +202,7 @@ def backward(root: Tensor, gradient: np.ndarray, retain_graph: bool) -> None:
             if grad is not None:
                 _step(function, grad, pending)
             if function.saved and not retain_graph:
-                function.saved = None
+                function.saved, function.freed = (), True
 
 
 def _graph(root: Function) -> list[Function]:
@@ -277,7 +280,7 @@ def _is_number(x: Any) -> bool:
 
 
 def result_dtype(inputs: Sequence[Any]) -> np.dtype:
-    """torch.result_type: arrays with axes outrank 0-d arrays, those outrank Python numbers, within bool < int < float."""
+    """torch.result_type: bool < int < float; within one, arrays with axes outrank 0-d, those numbers."""
     ranks: tuple[list[np.dtype], ...] = ([], [], [])
     for x in inputs:
         tensor = as_tensor(x)

@@ -15,7 +15,7 @@ from minquant.tensor import Tensor, no_grad
 class Optimizer:
     """Base class: parameters in groups, each with its own options, and a state for each parameter.
 
-    Subclasses give their `defaults` and write `_update(value, grad, state, group)`: the new value of one parameter.
+    Subclasses give `defaults` and write `_update(value, grad, state, group)`, the new value of one parameter.
 
     Args:
         params: Tensors that require a gradient, or dicts {"params": …, option: value …}, one a group.
@@ -50,7 +50,8 @@ class Optimizer:
         unknown = sorted(param_group.keys() - self.defaults.keys() - {"params"})
         if unknown:
             raise ValueError(
-                f"{type(self).__name__} has no option {', '.join(unknown)}: its options are {', '.join(self.defaults)}"
+                f"{type(self).__name__} has no option {', '.join(unknown)}: "
+                f"its options are {', '.join(self.defaults)}"
             )
         self._check_options(group)
         known = {p for g in self.param_groups for p in g["params"]}
@@ -91,7 +92,7 @@ class Optimizer:
     # ---- state ---------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """{"state": {number of the parameter: its state}, "param_groups": [options, and numbers as "params"]}."""
+        """{"state": {parameter's number: its state}, "param_groups": [options, and numbers as "params"]}."""
         numbers = {p: i for i, p in enumerate(self._all())}
         return {
             "state": {numbers[p]: dict(state) for p, state in self.state.items()},
@@ -133,7 +134,7 @@ def _check_parameter(p: Any) -> None:
 class SGD(Optimizer):
     """Stochastic gradient descent.
 
-    g += λ θ (weight decay); v = μ v + (1 − dampening) g, at first v = g; θ −= lr · v, or lr · (g + μ v) with Nesterov.
+    g += λ θ (weight decay); v = μ v + (1 − dampening) g, at first g; θ −= lr · v, Nesterov: lr (g + μ v).
     Source: torch.optim.SGD 2.13.
     """
 
@@ -175,7 +176,8 @@ class SGD(Optimizer):
 class Adam(Optimizer):
     """Steps of about lr, by the running mean of the gradient over the root of that of its square.
 
-    m += (1 − β₁)(g − m); v = β₂ v + (1 − β₂) g²; θ −= lr/(1 − β₁ᵗ) · m / (√v/√(1 − β₂ᵗ) + ε). Weight decay is added to g.
+    m += (1 − β₁)(g − m); v = β₂ v + (1 − β₂) g²; θ −= lr/(1 − β₁ᵗ) · m / (√v/√(1 − β₂ᵗ) + ε).
+    Weight decay is added to g.
     Source: Kingma and Ba 2015, algorithm 1; torch.optim.Adam 2.13.
     """
 

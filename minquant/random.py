@@ -1,6 +1,6 @@
-"""Torch's random numbers without torch: the Mersenne Twister (MT19937) and what torch makes of its draws on a CPU.
+"""Torch's random numbers without torch: the Mersenne Twister (MT19937) and what torch on a CPU makes of it.
 
-Source: torch 2.13, at::mt19937, at::uniform_real_distribution, at::normal_distribution, normal_fill, randperm_cpu.
+Source: torch 2.13, at::mt19937, uniform_real_distribution, normal_distribution, normal_fill, randperm_cpu.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Generator:
 
 
 def _box_muller(uniform: np.ndarray) -> np.ndarray:
-    """Standard normals from uniforms in blocks of 16: the first 8 of a block give the radii, the others the angles."""
+    """Standard normals from uniforms in blocks of 16: 8 give radii, the other 8 angles (Box–Muller)."""
     u = uniform.reshape(-1, 2, 8)
     radius = np.sqrt(-2 * np.log(1 - u[:, 0]))
     angle = np.float32(2 * math.pi) * u[:, 1]

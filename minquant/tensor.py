@@ -47,9 +47,9 @@ class Tensor:
     """An array with a gradient.
 
     Args:
-        data: an array (shared, not copied), a number, a nested list, or a Tensor. Python floats become float32, Python
-            integers int64; float32, float64, integer and bool arrays keep their dtype.
-        requires_grad: record the operations on this tensor, so that `backward()` fills its `grad`. Floats only.
+        data: an array (shared, not copied), a number, a nested list, or a Tensor. Python floats become
+            float32, Python integers int64; float32, float64, integer and bool arrays keep their dtype.
+        requires_grad: record the operations on it, so that `backward()` fills its `grad`. Floats only.
 
     Attributes:
         data: the values, a NumPy array.
@@ -69,9 +69,8 @@ class Tensor:
         self.grad: Tensor | None = None
         self.grad_fn: Function | None = None
         self.qparams: QParams | None = None
-        self._version = (
-            data._version if isinstance(data, Tensor) else [0]
-        )  # of in-place changes; views share the list
+        # Counts in-place changes; a list, which views share.
+        self._version: list[int] = data._version if isinstance(data, Tensor) else [0]
         self._is_view = False  # of a tensor in the graph
         self._requires_grad = False
         if requires_grad:
@@ -129,7 +128,7 @@ class Tensor:
         return self.data.tolist()
 
     def numpy(self) -> np.ndarray:
-        """The array itself, memory shared. RuntimeError if the tensor requires a gradient, which would be lost."""
+        """The array itself, memory shared; RuntimeError if it requires a gradient, which would be lost."""
         if self.requires_grad:
             raise RuntimeError("numpy() on a tensor that requires a gradient: call detach().numpy()")
         return self.data
@@ -193,8 +192,8 @@ class Tensor:
             retain_graph: keep what the operations saved, so that backward can go through them again.
 
         Raises:
-            RuntimeError: nothing here requires a gradient; several elements and no `gradient`; a saved tensor was
-                changed in place; the graph was freed by an earlier backward.
+            RuntimeError: nothing requires a gradient; several elements and no `gradient`; a saved tensor was
+                changed in place; the graph was freed by an earlier backward. No gradient has then changed.
         """
         if not self.requires_grad:
             raise RuntimeError(
@@ -239,7 +238,7 @@ class Tensor:
         if new.requires_grad:
             if self.requires_grad and self.is_leaf:
                 raise RuntimeError(
-                    f"{operation} on a leaf that requires a gradient: its gradient would be another tensor's. "
+                    f"{operation} on a leaf that requires a gradient would make it an operation's result. "
                     "Make a new tensor, or write inside no_grad()"
                 )
             if self._is_view:
@@ -440,7 +439,7 @@ def _sizes(args: tuple[Any, ...]) -> Sequence[int]:
     return args[0] if len(args) == 1 and not isinstance(args[0], (int, np.integer)) else args
 
 
-# Operations are made of Tensors and Tensors have operations: whoever is imported second needs the first one complete.
+# Operations are made of Tensors, and Tensors have operations: these need the class above complete.
 from minquant import autograd  # noqa: E402
 from minquant import functional as F  # noqa: E402, N812
 from minquant.autograd import Function, is_grad_enabled, no_grad  # noqa: E402

@@ -1,4 +1,4 @@
-"""The differentiable operations: one small class each, its gradient beside it, and a function to call it by."""
+"""The differentiable operations: each a small class, its gradient beside it, and a function to call it by."""
 
 from __future__ import annotations
 
@@ -37,8 +37,9 @@ from minquant.functional.unary import (
 )
 
 __all__ = [
-    "abs", "add", "argmax", "array_index", "cast", "cat", "clip", "clone", "compare", "cross_entropy", "div", "dropout",
-    "exp", "expand", "flatten", "gelu", "getitem", "linear", "log", "log_softmax", "matmul", "max", "mean", "min",
-    "mse_loss", "mul", "neg", "permute", "pow", "relu", "reshape", "setitem", "sigmoid", "silu", "softmax", "split",
-    "sqrt", "squeeze", "stack", "sub", "sum", "tanh", "transpose", "unsqueeze", "var", "where",
+    "abs", "add", "argmax", "array_index", "cast", "cat", "clip", "clone", "compare", "cross_entropy", "div",
+    "dropout", "exp", "expand", "flatten", "gelu", "getitem", "linear", "log", "log_softmax", "matmul", "max",
+    "mean", "min", "mse_loss", "mul", "neg", "permute", "pow", "relu", "reshape", "setitem", "sigmoid",
+    "silu", "softmax", "split", "sqrt", "squeeze", "stack", "sub", "sum", "tanh", "transpose", "unsqueeze",
+    "var", "where",
 ]  # fmt: skip

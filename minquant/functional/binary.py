@@ -104,8 +104,8 @@ class Where(Binary):
 class MatMul(Function):
     """a @ b over the last two axes: (…, N, K) @ (…, K, M) -> (…, N, M).
 
-    dL/da = G bᵀ and dL/db = aᵀ G. A vector a is a row (1, K), a vector b a column (K, 1), and the axis of 1 is dropped
-    from the result.
+    dL/da = G bᵀ and dL/db = aᵀ G. A vector a is a row (1, K), a vector b a column (K, 1), and the axis of 1
+    is dropped from the result.
     """
 
     broadcasts = True

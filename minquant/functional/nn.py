@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -149,16 +149,14 @@ def linear(input: TensorLike, weight: TensorLike, bias: TensorLike | None = None
 
 
 def dropout(input: TensorLike, p: float = 0.5, training: bool = True) -> Tensor:
-    """While training, zero each element with probability p and scale the others by 1/(1 − p); otherwise x itself.
+    """In training, zero elements with probability p and scale the others by 1/(1 − p); otherwise x itself.
 
     The mask comes from minquant.random: reproducible after `manual_seed`, but another one than torch's.
     """
     if not 0 <= p <= 1:
         raise ValueError(f"dropout: p must lie between 0 and 1, got {p}")
     if not training or p == 0:
-        return (
-            input if isinstance(input, Tensor) or hasattr(input, "__tensor_function__") else as_tensor(input)
-        )
+        return cast(Tensor, input) if hasattr(input, "__tensor_function__") else as_tensor(input)
     return Dropout.apply(input, p=p)
 
 
@@ -200,11 +198,13 @@ def _check_cross_entropy(shape: tuple[int, ...], target: np.ndarray) -> None:
         raise TypeError(f"cross_entropy: target must hold class indices (integers), got {target.dtype}")
     if len(shape) not in (1, 2) or target.shape != shape[:-1]:
         raise ValueError(
-            f"cross_entropy: input has shape {shape} and target {target.shape}, expected (N, C) and (N,), or (C,) and ()"
+            f"cross_entropy: input has shape {shape} and target {target.shape}, "
+            "expected (N, C) and (N,), or (C,) and ()"
         )
     if target.size and not 0 <= target.min() <= target.max() < shape[-1]:
         raise ValueError(
-            f"cross_entropy: target holds {target.min()} to {target.max()}, the classes are 0 to {shape[-1] - 1}"
+            f"cross_entropy: target holds {target.min()} to {target.max()}, "
+            f"the classes are 0 to {shape[-1] - 1}"
         )
 
 

@@ -135,14 +135,14 @@ class ValuesAndIndices(NamedTuple):
 
 
 def max(input: TensorLike, dim: int | None = None, keepdim: bool = False) -> Any:
-    """The largest element (equal ones share its gradient); with dim, `(values, indices)` along it (the first gets it)."""
+    """The largest element (equal ones share its gradient), or (values, indices) along dim (the first)."""
     if dim is None:
         return Extreme.apply(input, reduce=np.max)
     return _pick(input, np.argmax, dim, keepdim)
 
 
 def min(input: TensorLike, dim: int | None = None, keepdim: bool = False) -> Any:
-    """The smallest element (equal ones share its gradient); with dim, `(values, indices)` along it (the first gets it)."""
+    """The smallest element (equal ones share its gradient), or (values, indices) along dim (the first)."""
     if dim is None:
         return Extreme.apply(input, reduce=np.min)
     return _pick(input, np.argmin, dim, keepdim)

@@ -251,7 +251,7 @@ def sqrt(input: TensorLike) -> Tensor:
 
 
 def clip(input: TensorLike, min: float | None = None, max: float | None = None) -> Tensor:
-    """min(max(x, min), max); the gradient passes where min <= x <= max. ValueError if both limits are missing."""
+    """min(max(x, min), max); the gradient passes where min <= x <= max. ValueError if both are missing."""
     if min is None and max is None:
         raise ValueError("clip needs min, max or both")
     return Clip.apply(input, low=min, high=max)

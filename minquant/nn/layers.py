@@ -121,9 +121,7 @@ class Linear(Module):
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__()
         if in_features < 1 or out_features < 1:
-            raise ValueError(
-                f"Linear: in_features and out_features must be positive, got {in_features}, {out_features}"
-            )
+            raise ValueError(f"Linear: sizes must be positive, got {in_features=}, {out_features=}")
         self.in_features, self.out_features = in_features, out_features
         self.weight = Parameter(np.empty((out_features, in_features), np.float32))
         self.register_parameter("bias", Parameter(np.empty(out_features, np.float32)) if bias else None)
@@ -205,7 +203,7 @@ class Softmax(Module):
 
 
 class Dropout(Module):
-    """In training, zero each element with probability p and scale the others by 1/(1 − p); in eval, x itself."""
+    """In training, zero elements with probability p and scale the others by 1/(1 − p); in eval, x itself."""
 
     def __init__(self, p: float = 0.5) -> None:
         super().__init__()

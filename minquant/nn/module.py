@@ -1,4 +1,4 @@
-"""Module: a tree of layers, with their parameters and buffers by name. The semantics are torch.nn.Module's."""
+"""Module: a tree of layers, with their parameters and buffers by name, as torch.nn.Module is."""
 
 from __future__ import annotations
 
@@ -81,9 +81,7 @@ class Module:
         elif name in parameters or name in modules:
             if value is not None:
                 kind = "a Parameter" if name in parameters else "a Module"
-                raise TypeError(
-                    f"{type(self).__name__}.{name} is {kind}, it cannot become a {type(value).__name__}"
-                )
+                raise TypeError(f"{type(self).__name__}.{name} is {kind}, it cannot become {value!r}")
             (parameters if name in parameters else modules)[name] = None
         elif name in buffers:
             buffers[name] = _buffer(name, value)
@@ -134,7 +132,7 @@ class Module:
             )
 
     def register_forward_hook(self, hook: Hook) -> RemovableHandle:
-        """Call hook(module, inputs, output) after each forward; what it returns, unless None, replaces the output."""
+        """Call hook(module, inputs, output) after forward; its result, unless None, replaces the output."""
         key = max(self._forward_hooks, default=-1) + 1
         self._forward_hooks[key] = hook
         return RemovableHandle(self._forward_hooks, key)
@@ -260,8 +258,8 @@ class Module:
             strict: refuse missing and unexpected names (shapes must fit in any case).
 
         Raises:
-            ValueError: names that are missing or unexpected, shapes or kinds of dtype that differ; all are listed, and
-                nothing has been changed.
+            ValueError: names that are missing or unexpected, shapes or kinds of dtype that differ; all are
+                listed, and nothing has been changed.
         """
         own = self.state_dict()
         given = {name: _value(value) for name, value in state_dict.items()}

@@ -195,8 +195,11 @@ def main(arguments: list[str] | None = None) -> int:
         "--check", action="store_true", help="write nothing; fail where a notebook is out of date"
     )
     options = parser.parse_args(arguments)
+    paths = lesson_paths(options.lessons)
+    if not paths:
+        raise LessonError(f"there are no lessons in {FOLDER}.")
     failed = 0
-    for path in lesson_paths(options.lessons):
+    for path in paths:
         start = time.perf_counter()
         try:
             stale = staleness(path) if options.check else None

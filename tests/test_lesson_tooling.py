@@ -229,6 +229,12 @@ def test_execution(lesson):
         build.execute(lesson)
 
 
+def test_building_nothing_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "FOLDER", tmp_path)
+    with pytest.raises(LessonError, match="there are no lessons in"):
+        build.main(["--check"])
+
+
 def test_unknown_lesson_number():
     with pytest.raises(LessonError, match="there is no lesson 77"):
         build.lesson_paths(["77"])

@@ -1,0 +1,34 @@
+"""Quantization: grids, observers, fake quantizers, integer layers, and the flows from a float model to an integer one."""
+
+from __future__ import annotations
+
+from .fake_quant import (
+    FakeQuantize,
+    WeightFakeQuantize,
+    disable_fake_quant,
+    disable_observer,
+    enable_fake_quant,
+    enable_observer,
+)
+from .grid import choose_qparams, dequantize, fake_quantize, quantize
+from .histogram import HistogramObserver
+from .linear import (
+    DynamicQuantizedLinear,
+    DynamicQuantizedLinearReLU,
+    LinearReLU,
+    QATLinear,
+    QATLinearReLU,
+    QuantizedLinear,
+    QuantizedLinearReLU,
+)
+from .observers import (
+    MinMaxObserver,
+    MovingAverageMinMaxObserver,
+    MovingAveragePerChannelMinMaxObserver,
+    PerChannelMinMaxObserver,
+)
+from .qconfig import QConfig, default_dynamic_qconfig, get_default_qat_qconfig, get_default_qconfig
+from .qtensor import QTensor
+from .spec import PerChannel, PerGroup, PerTensor, PerToken, QParams, QSpec
+from .stubs import DeQuantize, DeQuantStub, Quantize, QuantStub, QuantWrapper
+from .workflow import convert, fuse_modules, prepare, prepare_qat, quantize_dynamic

@@ -1,0 +1,36 @@
+"""One grammar, ``x ≈ (q - zero_point) · scale``, and the engines that speak it, each with its own dialect.
+
+They disagree on how a range becomes a scale, in which order they multiply, add and round, whether the bias is an
+integer, and how int32 becomes uint8. ``"reference"`` is minquant's own; the others equal an engine of PyTorch
+2.13 to the last bit.
+"""
+
+from __future__ import annotations
+
+from .base import Dialect
+from .fbgemm import FBGEMM
+from .onednn import ONEDNN
+from .qnnpack import QNNPACK
+from .reference import Reference
+
+__all__ = ["Dialect", "get_dialect"]
+
+# torch's "x86" engine hands Linear to fbgemm
+_DIALECTS: dict[str, Dialect] = {
+    "reference": Reference(),
+    "fbgemm": FBGEMM(),
+    "x86": FBGEMM(),
+    "qnnpack": QNNPACK(),
+    "onednn": ONEDNN(),
+}
+
+
+def get_dialect(backend: str) -> Dialect:
+    """The dialect of that name.
+
+    Raises:
+        ValueError: no such dialect; the message lists those that there are.
+    """
+    if backend not in _DIALECTS:
+        raise ValueError(f"backend: expected one of {', '.join(_DIALECTS)}; got {backend!r}")
+    return _DIALECTS[backend]

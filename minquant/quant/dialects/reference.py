@@ -1,0 +1,142 @@
+"""``"reference"``, minquant's own dialect: the one plain rule of `minquant.quant.grid`, in training and after it.
+
+A Linear computes, in float32 and in this order, with groups g of K in ascending order (one group unless the
+weight is quantized per group) and nothing fused:
+
+    ``acc_g = Σₖ (qx - zx)(qw - zw)`` exact  →  ``y = Σ_g f(f(acc_g) · f(sx·sw_g))``  →  ``+ bias``  →  relu  →  next grid
+
+Quantization-aware training runs this same arithmetic forward, so that a trained model and the converted one
+agree to the last bit; only its gradient is that of the float Linear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from minquant import functional
+from minquant.tensor import Function, Tensor
+
+from .. import grid
+from ..fake_quant import FakeQuantize, WeightFakeQuantize
+from ..histogram import HistogramObserver
+from ..integer import accumulate
+from ..observers import MinMaxObserver, PerChannelMinMaxObserver
+from ..qtensor import QTensor
+from ..spec import PerGroup, QParams, QSpec
+from .base import Dialect, Factory
+
+__all__ = ["Reference"]
+
+WEIGHT = {"dtype": "qint8", "qscheme": "per_channel_symmetric"}
+
+
+def integer_range(bits: int, signed: bool = True) -> dict[str, int]:
+    """quant_min and quant_max of a grid of that many bits."""
+    spec = QSpec(bits, signed)
+    return {"quant_min": spec.qmin, "quant_max": spec.qmax}
+
+
+class Reference(Dialect):
+    """One rule everywhere."""
+
+    name = "reference"
+
+    def observers(self, weight_bits: int, act_bits: int) -> tuple[Factory, Factory]:
+        """Histogram for activations; symmetric per channel for weights."""
+        activation = HistogramObserver.with_args(**integer_range(act_bits, signed=False))
+        return activation, PerChannelMinMaxObserver.with_args(**WEIGHT, **integer_range(weight_bits))
+
+    def fake_quantizers(self, weight_bits: int, act_bits: int) -> tuple[Factory, Factory]:
+        """Smallest and largest value so far for activations; the current ones, per channel, for weights."""
+        activation = FakeQuantize.with_args(observer=MinMaxObserver, **integer_range(act_bits, signed=False))
+        weight = {"observer": PerChannelMinMaxObserver, **WEIGHT, **integer_range(weight_bits)}
+        return activation, WeightFakeQuantize.with_args(**weight)
+
+    def dynamic(self, weight_bits: int) -> tuple[QSpec, Factory]:
+        """0…255 per tensor for activations; symmetric per channel for weights."""
+        return QSpec(signed=False), PerChannelMinMaxObserver.with_args(**WEIGHT, **integer_range(weight_bits))
+
+    def quantize(self, x: np.ndarray | Tensor, qparams: QParams) -> QTensor:
+        """``clip(rint(f(x · f(1/s))) + z, qmin, qmax)``."""
+        return grid.quantize(x, qparams)
+
+    def converted_grid(self, qparams: QParams) -> QParams:
+        """The grid that calibration chose, unchanged."""
+        return qparams
+
+    def quantize_at_run_time(self, x: np.ndarray, spec: QSpec) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The grid of this x's own range, per tensor or per token, as `spec` says."""
+        x_min, x_max = spec.granularity.min_max(x) if x.size else (np.float32(0), np.float32(0))
+        qparams = grid.choose_qparams(x_min, x_max, spec)
+        return grid.quantize(x, qparams).int_repr(), *qparams.expand(x.shape)
+
+    def rescale(self, acc: np.ndarray, x_scale: np.ndarray, w_scale: np.ndarray, bias: np.ndarray) -> np.ndarray:
+        """``y = f(f(f(acc) · f(sx·sw)) + bias)``."""
+        return acc.astype(np.float32) * (x_scale * w_scale) + bias
+
+    def real_output(
+        self, qx: np.ndarray, x_scale: np.ndarray, zx: np.ndarray, weight: QTensor, bias: np.ndarray
+    ) -> np.ndarray:
+        """Integers (M, K) -> float32 output (M, N); with groups, ``y = f(y + f(f(acc_g) · f(sx·sw_g)))``, then the bias."""
+        if not isinstance(weight.qparams.spec.granularity, PerGroup):
+            return super().real_output(qx, x_scale, zx, weight, bias)
+        y = np.zeros((len(qx), len(weight)), np.float32)
+        for columns, qw, w_scale, zw in weight_groups(weight):
+            acc = accumulate(qx[:, columns], zx, qw, zw)
+            y += acc.astype(np.float32) * (x_scale * w_scale)
+        return y + bias
+
+    def linear(self, x: QTensor, weight: QTensor, bias: np.ndarray, output: QParams, relu: bool) -> QTensor:
+        """Rescale to real values, relu, and quantize to the output's grid like any other real value."""
+        rows = x.int_repr().reshape(-1, x.shape[-1])
+        y = self.real_output(rows, x.qparams.scale, x.qparams.zero_point, weight, bias)
+        y = np.maximum(y, np.float32(0)) if relu else y
+        return grid.quantize(y.reshape(*x.shape[:-1], -1), output)
+
+    def check_weight(self, spec: QSpec) -> None:
+        """Every weight grid of up to 8 bits has its arithmetic here."""
+
+    def qat_linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The integer arithmetic forward, the float Linear's gradient backward."""
+        if x.qparams is None or weight.qparams is None:  # fake-quantization is switched off for one of them
+            return functional.linear(x, weight, bias)
+        zeros = np.zeros(weight.shape[0], np.float32)
+        return IntegerLinear.apply(
+            x, weight, zeros if bias is None else bias, x_grid=x.qparams, w_grid=weight.qparams, dialect=self
+        )
+
+
+def weight_groups(weight: QTensor) -> Iterator[tuple[slice, np.ndarray, np.ndarray, np.ndarray]]:
+    """Columns, integers (N, group), scales (N,) and zero points (N,) of each group of a weight (N, K)."""
+    size = weight.qparams.spec.granularity.group_size  # type: ignore[union-attr]
+    qw, scale, zero_point = weight.int_repr(), weight.qparams.scale, weight.qparams.zero_point
+    for g in range(scale.shape[1]):
+        columns = slice(g * size, (g + 1) * size)
+        yield columns, qw[:, columns], scale[:, g], zero_point[:, g]
+
+
+class IntegerLinear(Function):
+    """``y = x̂ ŵᵀ + b``, computed on the integers behind x̂ and ŵ."""
+
+    def forward(
+        self,
+        x: np.ndarray,
+        weight: np.ndarray,
+        bias: np.ndarray,
+        x_grid: QParams,
+        w_grid: QParams,
+        dialect: Reference,
+    ) -> np.ndarray:
+        self.save(x, weight)
+        # Quantizing a value that lies on the grid gives its integer back: the three roundings on the way move it
+        # by less than 2^-21 of itself, far below the half step that would change the integer.
+        qx = grid.quantize(x.reshape(-1, x.shape[-1]), x_grid).int_repr()
+        y = dialect.real_output(qx, x_grid.scale, x_grid.zero_point, grid.quantize(weight, w_grid), bias)
+        return y.reshape(*x.shape[:-1], -1)  # (…, N)
+
+    def backward(self, grad: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        x, weight = self.saved
+        rows, grad_rows = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+        return grad @ weight, grad_rows.T @ rows, grad_rows.sum(axis=0)

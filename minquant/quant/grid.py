@@ -1,0 +1,202 @@
+"""The arithmetic of a quantization grid: range → scale and zero point → integers → real values again.
+
+This is minquant's own dialect, ``"reference"``: one plain rule everywhere. How other engines depart from it
+is told in `minquant.quant.dialects`. ``f()`` marks a rounding to float32, ``rint`` rounds half to even.
+
+====================  =============================================================================
+range                 ``lo = min(x_min, 0)``, ``hi = max(x_max, 0)``: real 0 must lie on the grid
+scale, affine         ``s = max(f(f(hi - lo) / (qmax - qmin)), 2⁻²³)``
+zero point, affine    ``z = clip(qmin - rint(f(lo / s)), qmin, qmax)``
+scale, symmetric      ``s = max(f(max(-lo, hi) / ((qmax - qmin) / 2)), 2⁻²³)``
+zero point, symmetric  0 for signed integers
+quantize              ``q = clip(rint(f(x · f(1/s))) + z, qmin, qmax)``
+dequantize            ``x̂ = f((q - z) · s)``
+====================  =============================================================================
+
+Inside the range, ``|x - x̂| ≤ s/2`` up to float32 rounding (for a symmetric grid up to half a step more at the
+positive end, where ``rint`` may ask for ``qmax + 1``).
+"""
+
+from __future__ import annotations
+
+from typing import Any, overload
+
+import numpy as np
+
+from minquant.tensor import Function, Tensor
+
+from .qtensor import QTensor
+from .spec import QParams, QSpec
+
+__all__ = ["choose_qparams", "dequantize", "fake_quantize", "quantize"]
+
+EPS = np.float32(2.0**-23)
+
+
+def choose_qparams(x_min: Any, x_max: Any, spec: QSpec) -> QParams:
+    """Scale and zero point of the grid that covers a range.
+
+    Affine: ``s = max(f(f(hi-lo)/(qmax-qmin)), 2⁻²³)``, ``z = clip(qmin - rint(f(lo/s)))`` with
+    ``lo = min(x_min, 0)``, ``hi = max(x_max, 0)``. Symmetric: ``s = max(f(amax/((qmax-qmin)/2)), 2⁻²³)``,
+    ``z = 0`` (signed) with ``amax = max(-lo, hi)``.
+
+    Args:
+        x_min: smallest value of each tensor, channel, group or token; one number or an array.
+        x_max: largest value, same shape.
+        spec: the kind of grid.
+
+    Returns:
+        QParams with arrays of the shape of `x_min`.
+
+    Raises:
+        ValueError: NaN or infinity in the range, or ``x_min > x_max``.
+
+    Source: torch.ao.quantization.observer.UniformQuantizationObserverBase._calculate_qparams, torch 2.13;
+    Jacob et al. 2018 (arXiv:1712.05877), equation 1 and section 3.
+    """
+    low, high = np.asarray(x_min, np.float32), np.asarray(x_max, np.float32)
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise ValueError(f"choose_qparams: a range must be finite, got {low} … {high}")
+    if (low > high).any():
+        raise ValueError(f"choose_qparams: x_min must not exceed x_max, got {low} … {high}")
+    lo, hi = np.minimum(low, np.float32(0)), np.maximum(high, np.float32(0))
+    with np.errstate(
+        over="ignore"
+    ):  # a range wider than float32 gives an infinite scale, which QParams refuses
+        scale, zero_point = _symmetric(lo, hi, spec) if spec.symmetric else _affine(lo, hi, spec)
+    return QParams(scale, zero_point, spec)
+
+
+def _affine(lo: np.ndarray, hi: np.ndarray, spec: QSpec) -> tuple[np.ndarray, np.ndarray]:
+    steps = np.float32(spec.qmax - spec.qmin)
+    scale = np.maximum((hi - lo) / steps, EPS)
+    zero_point = np.clip(spec.qmin - np.rint(lo / scale), spec.qmin, spec.qmax)
+    return scale, zero_point.astype(np.int32)
+
+
+def _symmetric(lo: np.ndarray, hi: np.ndarray, spec: QSpec) -> tuple[np.ndarray, np.ndarray]:
+    half_the_steps = np.float32((spec.qmax - spec.qmin) / 2)
+    scale = np.maximum(np.maximum(-lo, hi) / half_the_steps, EPS)
+    return scale, np.full(scale.shape, spec.symmetric_zero_point, np.int32)
+
+
+def to_codes(x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray) -> np.ndarray:
+    """``rint(f(x · f(1/s))) + z`` before clipping, float32."""
+    with np.errstate(
+        over="ignore"
+    ):  # an overflow to ±inf is clipped to the end of the grid, where it belongs
+        return np.rint(x * (np.float32(1) / scale)) + zero_point.astype(np.float32)
+
+
+def quantize(x: np.ndarray | Tensor, qparams: QParams) -> QTensor:
+    """Real values -> integers: ``q = clip(rint(f(x · f(1/s))) + z, qmin, qmax)``.
+
+    Args:
+        x: float array or Tensor of any shape that fits the granularity; float64 is rounded to float32 first.
+            Infinities become the end of the grid.
+        qparams: the grid.
+
+    Returns:
+        QTensor of the shape of `x`.
+
+    Raises:
+        TypeError: `x` is not of floating type.
+        ValueError: NaN in `x`; a shape that does not fit the granularity.
+
+    The error of dequantizing is at most ``s/2`` inside the range (see the module's text).
+    Source: the rule of torch.fake_quantize_per_tensor_affine, torch 2.13, and of torchao 0.18's affine primitives;
+    Jacob et al. 2018, equation 1.
+    """
+    array = float_array(x, "quantize")
+    codes = to_codes(array, *qparams.expand(array.shape))
+    if np.isnan(codes).any():
+        raise ValueError(
+            f"quantize: {np.isnan(codes).sum()} of {codes.size} values are NaN, for which a grid has no integer; "
+            "find where they come from, or replace them"
+        )
+    spec = qparams.spec
+    return QTensor(np.clip(codes, spec.qmin, spec.qmax).astype(spec.dtype), qparams)
+
+
+def dequantize(qtensor: QTensor) -> np.ndarray:
+    """Integers -> real values: ``f((q - zero_point) · scale)``, a float32 array of the same shape."""
+    return qtensor.dequantize()
+
+
+class RoundToGrid(Function):
+    """``f((clip(rint(f(x · f(1/s))) + z) - z) · s)``; the gradient passes where x lies in the range."""
+
+    def forward(
+        self, x: np.ndarray, qparams: QParams, x_min: np.ndarray | None, x_max: np.ndarray | None
+    ) -> np.ndarray:
+        if x_min is None or x_max is None:
+            codes = to_codes(x.astype(np.float32), *qparams.expand(x.shape))
+            inside = (qparams.spec.qmin <= codes) & (codes <= qparams.spec.qmax)
+        else:
+            granularity = qparams.spec.granularity
+            lo, hi = straight_through_range(x_min, x_max, qparams.spec)
+            inside = (granularity.expand(lo, x.shape) <= x) & (x <= granularity.expand(hi, x.shape))
+        self.save(inside)
+        return quantize(x, qparams).dequantize().astype(x.dtype, copy=False)
+
+    def backward(self, grad: np.ndarray) -> np.ndarray:
+        (inside,) = self.saved
+        return grad * inside
+
+
+def straight_through_range(
+    x_min: np.ndarray, x_max: np.ndarray, spec: QSpec
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where the straight-through gradient passes: the observed range with 0; symmetric, ``|x| ≤ amax``."""
+    lo, hi = np.minimum(x_min, np.float32(0)), np.maximum(x_max, np.float32(0))
+    if not spec.symmetric:
+        return lo, hi
+    amax = np.maximum(-lo, hi)
+    return -amax, amax
+
+
+@overload
+def fake_quantize(x: Tensor, qparams: QParams, x_min: Any = None, x_max: Any = None) -> Tensor: ...
+@overload
+def fake_quantize(x: np.ndarray, qparams: QParams, x_min: Any = None, x_max: Any = None) -> np.ndarray: ...
+def fake_quantize(x: Any, qparams: QParams, x_min: Any = None, x_max: Any = None) -> Any:
+    """Real values -> the nearest values of the grid, still as real values: ``dequantize(quantize(x))``.
+
+    Args:
+        x: float array or Tensor.
+        qparams: the grid.
+        x_min: smallest and `x_max` largest value of the range that the grid was chosen for, of the shape of
+            ``qparams.scale``. The straight-through gradient of a Tensor passes where x lies in this range
+            (symmetric: where ``|x| ≤ amax``), so that the element that set the range is never frozen.
+            Without them it passes where the integer needs no clipping, which is torch's rule.
+        x_max: see `x_min`.
+
+    Returns:
+        What `x` was: an array, or a Tensor that remembers the grid in its `qparams`.
+
+    Raises:
+        TypeError, ValueError: as `quantize`.
+
+    Source: torch.fake_quantize_per_tensor_affine, torch 2.13 (forward); Bengio et al. 2013 (arXiv:1308.3432) for
+    the straight-through estimator.
+    """
+    if not isinstance(x, Tensor):
+        return quantize(x, qparams).dequantize()
+    float_array(x, "fake_quantize")
+    out = RoundToGrid.apply(x, qparams=qparams, x_min=x_min, x_max=x_max)
+    out.qparams = qparams
+    return out
+
+
+def float_array(x: Any, where: str) -> np.ndarray:
+    """The float32 array of an array or Tensor; anything but floating point is refused.
+
+    Raises:
+        TypeError: integers, booleans or objects.
+    """
+    array = x.data if isinstance(x, Tensor) else np.asarray(x)
+    if array.dtype.kind != "f":
+        raise TypeError(
+            f"{where}: expected floating point values (float32), got {array.dtype}; convert with .astype(np.float32)"
+        )
+    return array.astype(np.float32, copy=False)

@@ -1,0 +1,68 @@
+"""The integer heart of a quantized Linear: ``acc = Σₖ (qx - zx)(qw - zw)``, exact in int32.
+
+A matmul instruction multiplies the integers as they are, so the zero points are taken out by algebra
+(Jacob et al. 2018, arXiv:1712.05877, equation 7):
+
+    ``Σ (qx - zx)(qw - zw) = Σ qx·qw - zx·Σ qw - zw·Σ qx + K·zx·zw``
+
+The second and fourth terms do not depend on x; a symmetric weight (``zw = 0``) drops the last two.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minquant.kernels import int8_matmul
+
+from .qtensor import QTensor
+
+__all__ = ["accumulate"]
+
+INT32_MAX = 2**31 - 1
+
+
+def accumulate(qx: np.ndarray, zx: np.ndarray, qw: np.ndarray, zw: np.ndarray) -> np.ndarray:
+    """``acc[m, n] = Σₖ (qx[m, k] - zx)(qw[n, k] - zw)``.
+
+    Args:
+        qx: (M, K) int8 or uint8.
+        zx: zero point of x: ``()``, or ``(M, 1)`` for one a row.
+        qw: (N, K) int8 or uint8.
+        zw: zero point of w: ``()``, or ``(N,)`` for one a channel.
+
+    Returns:
+        (M, N) int32, exact.
+
+    Raises:
+        ValueError: K so large that the sum could leave int32.
+    """
+    if qw.dtype == np.uint8:  # the kernels take a signed weight: shift the integers and their zero point alike
+        qw, zw = (qw.astype(np.int16) - 128).astype(np.int8), zw - 128
+    _check_room(qx, zx, qw, zw)
+    acc = int8_matmul(qx, qw.T)  # (M, K) @ (K, N) -> (M, N)
+    # Each term alone may wrap around int32; their sum does not, and arithmetic modulo 2^32 is exact for it.
+    acc = acc - zx * qw.sum(axis=1, dtype=np.int32)
+    if np.any(zw):
+        acc -= zw * (qx.sum(axis=1, dtype=np.int32, keepdims=True) - qx.shape[1] * zx)
+    return acc
+
+
+def _check_room(qx: np.ndarray, zx: np.ndarray, qw: np.ndarray, zw: np.ndarray) -> None:
+    largest = _largest(qx.dtype, zx) * _largest(qw.dtype, zw)
+    if qx.shape[1] * largest > INT32_MAX:
+        raise ValueError(
+            f"the int32 accumulator could overflow: K = {qx.shape[1]}, and products reach {largest}, so at most "
+            f"K = {INT32_MAX // largest} is safe; split the layer along K"
+        )
+
+
+def _largest(dtype: np.dtype, zero_point: np.ndarray) -> int:
+    info = np.iinfo(dtype)
+    if not np.size(zero_point):
+        return 1
+    return int(max(info.max - np.min(zero_point), np.max(zero_point) - info.min))
+
+
+def weight_codes(weight: QTensor) -> tuple[np.ndarray, np.ndarray]:
+    """Integers ``(N, K)`` and zero points (``()`` or ``(N,)``) of a weight."""
+    return weight.int_repr(), weight.qparams.zero_point

@@ -1,0 +1,350 @@
+"""Observers watch the values that flow through a place in a model and tell which grid suits them.
+
+An observer is a Module that returns its input unchanged and remembers its range, in float32 buffers:
+
+========================================  ======================================================
+`MinMaxObserver`                          smallest and largest value of all batches
+`MovingAverageMinMaxObserver`             ``m + c·(x - m)`` from batch to batch
+`PerChannelMinMaxObserver`                `MinMaxObserver` for each index along one axis
+`MovingAveragePerChannelMinMaxObserver`   the moving average for each index along one axis
+`HistogramObserver` (histogram.py)        the range that loses least
+========================================  ======================================================
+
+Names, arguments, defaults and arithmetic are torch.ao.quantization's; dtypes and schemes are strings. As there,
+a bare observer forgives: infinities and NaN enter the range and show in the scale, and one that saw nothing
+answers ``(1.0, 0)``. Source: torch.ao.quantization.observer, torch 2.13.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from minquant.nn.module import Module
+from minquant.tensor import Tensor
+
+from .grid import float_array
+from .spec import PerChannel, PerTensor, QParams, QSpec
+
+__all__ = [
+    "MinMaxObserver",
+    "MovingAverageMinMaxObserver",
+    "MovingAveragePerChannelMinMaxObserver",
+    "PerChannelMinMaxObserver",
+]
+
+F32 = np.float32
+DTYPE_RANGES = {"quint8": (0, 255), "qint8": (-128, 127)}
+
+
+class ObserverFactory(partial):
+    """``factory()`` makes an observer with the arguments given so far; `with_args` adds to them."""
+
+    def with_args(self, **arguments: Any) -> ObserverFactory:
+        """A factory with these arguments besides its own."""
+        return ObserverFactory(self, **arguments)
+
+
+class Observer(Module):
+    """What all observers share: the grid asked for, the range seen, the arithmetic from one to the other.
+
+    Args:
+        granularity: `PerTensor` or `PerChannel`, which decides the schemes allowed.
+        dtype: "quint8" or "qint8".
+        qscheme: "per_tensor_affine", "per_tensor_symmetric", "per_channel_affine" or "per_channel_symmetric".
+        reduce_range: leave one bit unused (0…127 or -64…63), for kernels that add products in int16. A range
+            given by `quant_min` and `quant_max` is floor-divided by 2.
+        quant_min: smallest integer; given together with `quant_max`, and ``quant_min <= 0 <= quant_max``.
+        quant_max: largest integer.
+        eps: smallest scale.
+
+    Attributes:
+        min_val: smallest value, a float32 buffer of shape ``()`` or ``(C,)``; per tensor inf before any data,
+            per channel empty.
+        max_val: largest value, likewise.
+
+    Raises:
+        ValueError: an unknown dtype; a scheme that is unknown or of the other granularity; a range of integers
+            that is half given, empty, without 0 or too wide for the dtype; reduce_range with symmetric "quint8"
+            (its zero point, 128, would lie outside 0…127); an eps that is not positive.
+    """
+
+    def __init__(
+        self,
+        granularity: PerTensor | PerChannel,
+        dtype: str,
+        qscheme: str,
+        reduce_range: bool,
+        quant_min: int | None,
+        quant_max: int | None,
+        eps: float,
+    ) -> None:
+        super().__init__()
+        self.granularity, self.dtype, self.qscheme, self.reduce_range = granularity, dtype, qscheme, reduce_range
+        self._check_kind()
+        self.has_customized_qrange = quant_min is not None or quant_max is not None
+        low, high = self._checked_range(quant_min, quant_max) if self.has_customized_qrange else DTYPE_RANGES[dtype]
+        self.quant_min, self.quant_max = (low // 2, high // 2) if reduce_range else (low, high)
+        if not eps > 0:
+            raise ValueError(f"{type(self).__name__}: eps, the smallest scale, must be positive, got {eps!r}")
+        self.register_buffer("eps", Tensor(np.array([eps], F32)))
+        low, high = self._unseen_range()
+        self.register_buffer("min_val", Tensor(np.asarray(low, F32)))
+        self.register_buffer("max_val", Tensor(np.asarray(high, F32)))
+
+    @classmethod
+    def with_args(cls, **arguments: Any) -> ObserverFactory:
+        """A factory for observers with these arguments: ``MinMaxObserver.with_args(dtype="qint8")()``."""
+        return ObserverFactory(cls, **arguments)
+
+    # ---- watching ----------------------------------------------------------------------------------------------------
+
+    def forward(self, x: Any) -> Any:
+        """Takes x (array or Tensor) into account and returns it unchanged; an empty x changes nothing.
+
+        Raises:
+            TypeError: x is not of floating type.
+            ValueError: another number of channels than before, or no such channel axis.
+        """
+        values = float_array(x, type(self).__name__)
+        if values.size:
+            self._observe(values)
+        return x
+
+    def _observe(self, values: np.ndarray) -> None:
+        low, high = self.granularity.min_max(values)
+        if self.saw_data:
+            if low.shape != self.min_val.shape:
+                raise ValueError(
+                    f"{type(self).__name__}: expected {self.min_val.shape[0]} channels along axis "
+                    f"{self.granularity.axis} as before, got {low.shape[0]} (shape {values.shape}); "
+                    "call reset_min_max_vals() to start anew"
+                )
+            low, high = self._combine(low, high)
+        self._set_range(low, high)
+
+    def _combine(self, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.minimum(self.min_val.data, low), np.maximum(self.max_val.data, high)
+
+    def _set_range(self, low: Any, high: Any) -> None:
+        self.min_val.data, self.max_val.data = np.asarray(low, F32), np.asarray(high, F32)
+
+    def reset_min_max_vals(self) -> None:
+        """Forgets everything seen."""
+        self._set_range(*self._unseen_range())
+
+    def _unseen_range(self) -> tuple[Any, Any]:
+        return (np.inf, -np.inf) if isinstance(self.granularity, PerTensor) else ([], [])
+
+    # ---- answering ---------------------------------------------------------------------------------------------------
+
+    @property
+    def saw_data(self) -> bool:
+        """Whether any value has been observed."""
+        low, high = self.min_val.data, self.max_val.data
+        return low.size > 0 and not (low.ndim == 0 and low == np.inf and high == -np.inf)
+
+    @property
+    def spec(self) -> QSpec:
+        """The grid that is asked for, in as few bits as its integers need."""
+        signed = self.dtype == "qint8"
+        bits = max(2, self.quant_max.bit_length() + signed, (-self.quant_min - 1).bit_length() + signed)
+        return QSpec(bits, signed, self._symmetric, self.granularity, self.quant_min, self.quant_max)
+
+    def qparams(self) -> QParams:
+        """The grid for the range seen.
+
+        Raises:
+            ValueError: nothing was seen, or the range is not finite.
+        """
+        self.range()
+        return QParams(*self.calculate_qparams(), self.spec)
+
+    @property
+    def _symmetric(self) -> bool:
+        return self.qscheme.endswith("symmetric")
+
+    def range(self) -> tuple[np.ndarray, np.ndarray]:
+        """The range that the grid is chosen for: two float32 arrays of shape ``()`` or ``(C,)``.
+
+        Raises:
+            ValueError: nothing was seen.
+        """
+        if not self.saw_data:
+            raise ValueError(f"{type(self).__name__}: saw no data; run the model on calibration data first")
+        return self.min_val.data, self.max_val.data
+
+    def calculate_qparams(self) -> tuple[np.ndarray, np.ndarray]:
+        """Scale and zero point of the grid for the range.
+
+        With ``lo = min(min_val, 0)``, ``hi = max(max_val, 0)``, in float32:
+
+        - affine: ``s = max((hi - lo) / (qmax - qmin), eps)``, ``z = clip(qmin - rint(lo / s), qmin, qmax)``;
+        - symmetric: ``s = max(max(-lo, hi) / ((qmax - qmin) / 2), eps)``, z = 0 for "qint8"; for "quint8" 128, or
+          ``(qmin + qmax) // 2`` where quant_min and quant_max were given.
+
+        Equal to `choose_qparams` of `range` and `spec`, except that eps can be chosen, and that a range which is
+        not finite gives a scale which is not finite where `choose_qparams` refuses. (And torch puts the zero point of
+        a symmetric quint8 grid at 127 where 0 and 255 are given, at 128 where they are implied; a `spec` at 128.)
+
+        Returns:
+            float32 scale and int32 zero point of shape ``()``, or ``(C,)`` per channel. If nothing was seen, 1.0
+            and 0, of shape ``()``, or ``(1,)`` per channel.
+
+        Raises:
+            ValueError: a minimum above its maximum.
+
+        Source: UniformQuantizationObserverBase._calculate_qparams, torch 2.13 (there ``(1,)`` per tensor).
+        """
+        if not self.saw_data:
+            shape = () if isinstance(self.granularity, PerTensor) else (1,)
+            return np.ones(shape, F32), np.zeros(shape, np.int32)
+        low, high = self.range()
+        if (low > high).any():
+            raise ValueError(f"{type(self).__name__}: min_val must not exceed max_val, got {low} … {high}")
+        lo, hi = np.minimum(low, F32(0)), np.maximum(high, F32(0))
+        with np.errstate(all="ignore"):  # infinite and NaN ranges
+            return self._symmetric_qparams(lo, hi) if self._symmetric else self._affine_qparams(lo, hi)
+
+    def _affine_qparams(self, lo: np.ndarray, hi: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        scale = np.maximum((hi - lo) / F32(self.quant_max - self.quant_min), self.eps.data[0])
+        zero_point = np.int32(self.quant_min) - np.rint(lo / scale).astype(np.int32)
+        return np.asarray(scale), np.clip(np.asarray(zero_point), self.quant_min, self.quant_max)
+
+    def _symmetric_qparams(self, lo: np.ndarray, hi: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        half_the_steps = F32((self.quant_max - self.quant_min) / 2)
+        scale = np.maximum(np.maximum(-lo, hi) / half_the_steps, self.eps.data[0])
+        middle = (self.quant_min + self.quant_max) // 2 if self.has_customized_qrange else 128
+        return np.asarray(scale), np.full(scale.shape, 0 if self.dtype == "qint8" else middle, np.int32)
+
+    def extra_repr(self) -> str:
+        """The range, for printing."""
+        return f"min_val={self.min_val.data}, max_val={self.max_val.data}"
+
+    # ---- checking arguments ------------------------------------------------------------------------------------------
+
+    def _check_kind(self) -> None:
+        name, kind = type(self).__name__, "tensor" if isinstance(self.granularity, PerTensor) else "channel"
+        if self.dtype not in DTYPE_RANGES:
+            raise ValueError(f"{name}: dtype must be 'quint8' or 'qint8', got {self.dtype!r}")
+        schemes = (f"per_{kind}_affine", f"per_{kind}_symmetric")
+        if self.qscheme not in schemes:
+            raise ValueError(f"{name}: qscheme must be {schemes[0]!r} or {schemes[1]!r}, got {self.qscheme!r}")
+        if self.reduce_range and self.dtype == "quint8" and self._symmetric:
+            raise ValueError(
+                f"{name}: reduce_range with symmetric 'quint8' would put the zero point, 128, outside 0…127; "
+                "use dtype='qint8' or an affine qscheme"
+            )
+
+    def _checked_range(self, low: int | None, high: int | None) -> tuple[int, int]:
+        name, (lowest, highest) = type(self).__name__, DTYPE_RANGES[self.dtype]
+        if low is None or high is None:
+            raise ValueError(f"{name}: give both quant_min and quant_max or neither, got {low!r} and {high!r}")
+        if low >= high:
+            raise ValueError(f"{name}: quant_min must be below quant_max, got {low} and {high}")
+        if not low <= 0 <= high:
+            raise ValueError(f"{name}: quant_min … quant_max must hold 0, got {low} … {high}")
+        if low < lowest or high > highest:
+            raise ValueError(f"{name}: {low} … {high} does not fit {self.dtype!r}, which holds {lowest} … {highest}")
+        return int(low), int(high)
+
+
+class MinMaxObserver(Observer):
+    """Smallest and largest value of everything seen. Arguments and errors: see `Observer`.
+
+    Source: torch.ao.quantization.observer.MinMaxObserver, torch 2.13.
+    """
+
+    def __init__(
+        self,
+        dtype: str = "quint8",
+        qscheme: str = "per_tensor_affine",
+        reduce_range: bool = False,
+        quant_min: int | None = None,
+        quant_max: int | None = None,
+        eps: float = 2.0**-23,
+    ) -> None:
+        super().__init__(PerTensor(), dtype, qscheme, reduce_range, quant_min, quant_max, eps)
+
+
+class PerChannelMinMaxObserver(Observer):
+    """Smallest and largest value for each index along `ch_axis`. Other arguments and errors: see `Observer`.
+
+    Source: torch.ao.quantization.observer.PerChannelMinMaxObserver, torch 2.13.
+    """
+
+    def __init__(
+        self,
+        ch_axis: int = 0,
+        dtype: str = "quint8",
+        qscheme: str = "per_channel_affine",
+        reduce_range: bool = False,
+        quant_min: int | None = None,
+        quant_max: int | None = None,
+        eps: float = 2.0**-23,
+    ) -> None:
+        super().__init__(PerChannel(ch_axis), dtype, qscheme, reduce_range, quant_min, quant_max, eps)
+        self.ch_axis = ch_axis
+
+
+class MovingAverage(Observer):
+    """Combines the ranges of batches by ``m + c·(x - m)``, two float32 roundings; the first batch is copied."""
+
+    averaging_constant: float
+
+    def _combine(self, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        c, old_low, old_high = F32(self.averaging_constant), self.min_val.data, self.max_val.data
+        with np.errstate(invalid="ignore"):  # inf - inf
+            return old_low + c * (low - old_low), old_high + c * (high - old_high)
+
+    def _set_averaging_constant(self, c: float) -> None:
+        if not 0 < c <= 1:
+            raise ValueError(
+                f"{type(self).__name__}: averaging_constant, the weight of the newest batch, must lie in (0, 1], got {c!r}"
+            )
+        self.averaging_constant = c
+
+
+class MovingAverageMinMaxObserver(MovingAverage, MinMaxObserver):
+    """`MinMaxObserver` that averages over batches: ``m + c·(x - m)`` with ``c = averaging_constant`` in (0, 1].
+
+    Other arguments and errors: see `Observer`.
+    Source: torch.ao.quantization.observer.MovingAverageMinMaxObserver, torch 2.13.
+    """
+
+    def __init__(
+        self,
+        averaging_constant: float = 0.01,
+        dtype: str = "quint8",
+        qscheme: str = "per_tensor_affine",
+        reduce_range: bool = False,
+        quant_min: int | None = None,
+        quant_max: int | None = None,
+        eps: float = 2.0**-23,
+    ) -> None:
+        MinMaxObserver.__init__(self, dtype, qscheme, reduce_range, quant_min, quant_max, eps)
+        self._set_averaging_constant(averaging_constant)
+
+
+class MovingAveragePerChannelMinMaxObserver(MovingAverage, PerChannelMinMaxObserver):
+    """`PerChannelMinMaxObserver` that averages over batches: ``m + c·(x - m)``, c = `averaging_constant` in (0, 1].
+
+    Other arguments and errors: see `Observer`.
+    Source: torch.ao.quantization.observer.MovingAveragePerChannelMinMaxObserver, torch 2.13.
+    """
+
+    def __init__(
+        self,
+        averaging_constant: float = 0.01,
+        ch_axis: int = 0,
+        dtype: str = "quint8",
+        qscheme: str = "per_channel_affine",
+        reduce_range: bool = False,
+        quant_min: int | None = None,
+        quant_max: int | None = None,
+        eps: float = 2.0**-23,
+    ) -> None:
+        PerChannelMinMaxObserver.__init__(self, ch_axis, dtype, qscheme, reduce_range, quant_min, quant_max, eps)
+        self._set_averaging_constant(averaging_constant)

@@ -1,0 +1,160 @@
+"""`QTensor`: integers, and the grid that says what they mean.
+
+Integers of 2 to 4 bits are stored packed, with no bit wasted: the integers' bits follow one another, lowest
+bit first, so that two 4-bit integers ``-8, 7`` make the byte ``0x78`` and eight 3-bit integers make three bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from .spec import PerTensor, QParams
+
+__all__ = ["QTensor", "pack_bits", "unpack_bits"]
+
+PACKED_UP_TO = 4
+
+
+def pack_bits(integers: np.ndarray, bits: int) -> np.ndarray:
+    """Integers -> bytes that hold `bits` bits of each, lowest bit first; signed ones in two's complement.
+
+    Args:
+        integers: any shape, integer type.
+        bits: how many low bits of each integer are kept.
+
+    Returns:
+        uint8 array of ``ceil(integers.size * bits / 8)`` bytes; unused bits of the last byte are 0.
+    """
+    codes = integers.reshape(-1, 1).astype(np.int64)
+    bit_matrix = (codes >> np.arange(bits)) & 1  # (n, bits)
+    return np.packbits(bit_matrix.astype(np.uint8).reshape(-1), bitorder="little")
+
+
+def unpack_bits(packed: np.ndarray, bits: int, signed: bool, shape: tuple[int, ...]) -> np.ndarray:
+    """The inverse of `pack_bits`: bytes -> int8 (`signed`) or uint8 array of the given shape."""
+    count = math.prod(shape)
+    bit_matrix = np.unpackbits(packed, count=count * bits, bitorder="little").reshape(count, bits)
+    codes = (bit_matrix.astype(np.int16) << np.arange(bits, dtype=np.int16)).sum(axis=1, dtype=np.int16)
+    if signed:
+        codes -= (codes >> (bits - 1)) << bits
+    return codes.astype(np.int8 if signed else np.uint8).reshape(shape)
+
+
+class QTensor:
+    """A tensor of integers on a grid: real value ``(q - zero_point) * scale``.
+
+    Args:
+        integers: integer array, every value inside ``qmin … qmax``.
+        qparams: the grid.
+
+    Raises:
+        TypeError: the array is not of integer type.
+        ValueError: a value off the grid; a shape that does not fit the granularity.
+    """
+
+    def __init__(self, integers: np.ndarray, qparams: QParams) -> None:
+        integers = np.asarray(integers)
+        if integers.dtype.kind not in "iu":
+            raise TypeError(
+                f"QTensor: expected integers, got {integers.dtype}; minquant.quant.quantize(x, qparams) makes them"
+            )
+        qparams.expand(integers.shape)
+        spec = qparams.spec
+        if integers.size and (integers.min() < spec.qmin or integers.max() > spec.qmax):
+            raise ValueError(
+                f"QTensor: integers must lie in {spec.qmin}…{spec.qmax}, got {integers.min()}…{integers.max()}"
+            )
+        self.shape = integers.shape
+        self.qparams = qparams
+        self._packed = spec.bits <= PACKED_UP_TO
+        self._storage = pack_bits(integers, spec.bits) if self._packed else integers.astype(spec.dtype)
+
+    def int_repr(self) -> np.ndarray:
+        """The integers, as int8, uint8, int16 or uint16 (torch's name). Treat the result as read-only."""
+        if not self._packed:
+            return self._storage
+        spec = self.qparams.spec
+        return unpack_bits(self._storage, spec.bits, spec.signed, self.shape)
+
+    def dequantize(self) -> np.ndarray:
+        """The real values, ``f((q - zero_point) * scale)`` in float32; the difference is exact."""
+        scale, zero_point = self.qparams.expand(self.shape)
+        return (self.int_repr().astype(np.int32) - zero_point).astype(np.float32) * scale
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are kept: integers (packed at 2 to 4 bits), float32 scales and int32 zero points.
+
+        A symmetric grid's zero points follow from its `QSpec` and are not stored.
+        """
+        zero_points = 0 if self.qparams.spec.symmetric else self.qparams.zero_point.size * 4
+        return self._storage.nbytes + self.qparams.scale.nbytes + zero_points
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of integers."""
+        return math.prod(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __tensor_function__(
+        self, function: type, inputs: tuple[Any, ...], options: dict[str, Any]
+    ) -> QTensor:
+        """Runs a differentiable operation on the integers, where it has a meaning there.
+
+        Such an operation maps grid points to grid points and can be done on ``q - zero_point``: relu, reshape,
+        transpose, indexing. Everything else is refused: each operand has a scale of its own.
+        """
+        name = function.__name__.lower()
+        if not function.on_grid:  # type: ignore[attr-defined]
+            raise TypeError(
+                f"{name} has no form on integers: a quantized tensor's integers mean nothing without their scale. "
+                "Call .dequantize() first, or put a DeQuantStub before this operation"
+            )
+        if not isinstance(self.qparams.spec.granularity, PerTensor):
+            raise TypeError(
+                f"{name} of a quantized tensor needs one scale for the whole tensor; this one is "
+                f"{self.qparams.spec}. Call .dequantize() first"
+            )
+        zero_point = int(self.qparams.zero_point)
+        centred = self.int_repr().astype(np.int32) - zero_point
+        return QTensor(function().forward(centred, *inputs[1:], **options) + zero_point, self.qparams)
+
+    def reshape(self, *shape: int) -> QTensor:
+        """The same integers in another shape."""
+        from minquant import functional
+
+        return functional.reshape(self, *shape)
+
+    def flatten(self, start_dim: int = 0, end_dim: int = -1) -> QTensor:
+        """The same integers with the axes `start_dim` … `end_dim` made one."""
+        from minquant import functional
+
+        return functional.flatten(self, start_dim, end_dim)
+
+    def _refuse(self, *_: Any) -> Any:
+        raise TypeError(
+            "arithmetic on a quantized tensor is refused: its integers mean nothing without their scale, and the "
+            "result needs a grid of its own. Call .dequantize() first, or put a DeQuantStub before this operation"
+        )
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _refuse
+    __matmul__ = __rmatmul__ = __pow__ = __neg__ = _refuse
+    __array_ufunc__ = None  # so that `array + qtensor` comes here too, and not element by element
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        raise TypeError(
+            "a QTensor is no plain array: say .int_repr() for its integers or .dequantize() for its values"
+        )
+
+    def __repr__(self) -> str:
+        return f"QTensor({self.int_repr()}, {self.qparams})"

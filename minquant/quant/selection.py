@@ -1,0 +1,124 @@
+"""Which layers a qconfig is about."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from minquant.nn import Linear, Module
+
+from .linear import DynamicQuantizedLinear, LinearReLU, QuantizedLinear
+from .qconfig import QConfig
+from .stubs import Quantize, QuantStub
+
+__all__ = ["WITH_WEIGHT", "QConfigs", "check_quant_stub", "is_quantized", "select", "submodule"]
+
+QConfigs = QConfig | Mapping[str, QConfig | None]
+
+WITH_WEIGHT = (LinearReLU, Linear)
+"""The layers that have an integer form with a weight."""
+
+
+def select(model: Module, qconfig: Any, flow: str) -> dict[str, QConfig]:
+    """The layers to quantize, by path; those that stay in float are told why.
+
+    Args:
+        model: the copy that is being changed.
+        qconfig: one QConfig, or ``{path: QConfig or None}``; the longest path that fits a layer decides.
+        flow: the function that asks, for messages.
+
+    Raises:
+        TypeError: something else than a QConfig.
+        ValueError: a path that names no module, or one without layers to quantize; nothing left to quantize; a model
+            that is prepared or quantized already.
+    """
+    wishes = qconfig if isinstance(qconfig, Mapping) else {"": qconfig}
+    _check_wishes(model, wishes, isinstance(qconfig, Mapping), flow)
+    if is_quantized(model) or any(hasattr(m, "qconfig") for m in model.modules()):
+        raise ValueError(f"{flow}: this model is prepared or quantized already; start from the float model")
+    layers = quantizable(model)
+    weighted = [path for path in layers if isinstance(model.get_submodule(path), WITH_WEIGHT)]
+    for path in wishes:
+        if not any(_is_below(layer, path) for layer in (layers if path else weighted)):
+            holder = f"{path!r} holds" if path else "the model has"
+            raise ValueError(f"{flow}: {holder} no layer that can be quantized; those that can are Linear and LinearReLU")
+    chosen = {}
+    for layer in layers:
+        config, reason = _wish_for(layer, wishes)
+        if config is None:
+            model.get_submodule(layer).float_reason = reason
+        else:
+            chosen[layer] = config
+    if not any(layer in chosen for layer in weighted):
+        raise ValueError(f"{flow}: the qconfig leaves every layer in float ({', '.join(weighted)}); name one to quantize")
+    return chosen
+
+
+def _check_wishes(model: Module, wishes: Mapping[str, Any], is_mapping: bool, flow: str) -> None:
+    for path, wish in wishes.items():
+        submodule(model, path, flow)
+        if not (isinstance(wish, QConfig) or (wish is None and is_mapping)):
+            for_what = f" or None for {path!r}" if is_mapping else ""
+            raise TypeError(
+                f"{flow}: expected a QConfig{for_what}, got {wish!r}; get_default_qconfig(), get_default_qat_qconfig() "
+                "and default_dynamic_qconfig() are the presets"
+            )
+
+
+def quantizable(model: Module) -> list[str]:
+    """Paths of the layers that have a quantized form, stubs included; a fused layer counts once."""
+    found: list[str] = []
+    fused: list[str] = []
+    for path, module in model.named_modules():
+        if any(path.startswith(f"{parent}.") for parent in fused):
+            continue
+        if isinstance(module, (QuantStub, *WITH_WEIGHT)):
+            found.append(path)
+        if isinstance(module, LinearReLU):
+            fused.append(path)
+    return found
+
+
+def _is_below(path: str, parent: str) -> bool:
+    return parent == "" or path == parent or path.startswith(f"{parent}.")
+
+
+def _wish_for(layer: str, wishes: Mapping[str, QConfig | None]) -> tuple[QConfig | None, str]:
+    fitting = [path for path in wishes if _is_below(layer, path)]
+    if not fitting:
+        return None, "not named in the qconfig"
+    path = max(fitting, key=len)
+    return wishes[path], f"its qconfig is None (under {path!r})"
+
+
+def check_quant_stub(model: Module, flow: str) -> None:
+    """Refuses a model in which no real value could ever become an integer.
+
+    Raises:
+        ValueError: no QuantStub anywhere.
+    """
+    if not any(isinstance(m, QuantStub) for m in model.modules()):
+        raise ValueError(
+            f"{flow}: the model has no QuantStub, so nothing would turn its input into integers; wrap it, "
+            "QuantWrapper(model), or put a QuantStub and a DeQuantStub around its quantized part"
+        )
+
+
+def is_quantized(model: Module) -> bool:
+    """Whether any layer works on integers already."""
+    return any(isinstance(m, QuantizedLinear | DynamicQuantizedLinear | Quantize) for m in model.modules())
+
+
+def submodule(model: Module, path: str, flow: str) -> Module:
+    """The module of that path.
+
+    Raises:
+        ValueError: there is none; the message proposes what is spelt alike.
+    """
+    names = [name for name, _ in model.named_modules()]
+    if path not in names:
+        close = difflib.get_close_matches(path, names, n=3)
+        known = " or ".join(map(repr, close)) if close else ", ".join(filter(None, names))
+        raise ValueError(f"{flow}: no module is named {path!r}; {'did you mean' if close else 'there are'} {known}?")
+    return model.get_submodule(path)

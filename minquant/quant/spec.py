@@ -1,0 +1,280 @@
+"""Which grid: `QSpec` says how many bits and how the range is shared, `QParams` says where the grid lies.
+
+A quantization grid is the set of real values ``(q - zero_point) * scale`` for the integers
+``qmin <= q <= qmax``. `QSpec` is decided by a person before any data is seen; `QParams` are computed from
+the range of the data (`minquant.quant.choose_qparams`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["Granularity", "PerChannel", "PerGroup", "PerTensor", "PerToken", "QParams", "QSpec"]
+
+SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
+
+
+@dataclass(frozen=True)
+class PerTensor:
+    """One scale and one zero point for the whole tensor: arrays of shape ``()``."""
+
+    def qparams_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the scales of a tensor of this shape: ``()``."""
+        return ()
+
+    def expand(self, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """``()`` broadcasts against every shape as it is."""
+        return values
+
+    def min_max(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Smallest and largest element: two arrays of shape ``()``."""
+        return x.min(), x.max()
+
+
+@dataclass(frozen=True)
+class PerChannel:
+    """One scale and zero point for each index along `axis`: arrays of shape ``(C,)``.
+
+    Args:
+        axis: the channel axis; 0 (the output channels) for the weight of Linear and Conv.
+    """
+
+    axis: int = 0
+
+    def qparams_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the scales of a tensor of this shape: ``(shape[axis],)``."""
+        return (shape[self._checked_axis(shape)],)
+
+    def expand(self, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """``(C,)`` -> ``(1, …, C, …, 1)``, which broadcasts against `shape`."""
+        ones = [1] * len(shape)
+        ones[self._checked_axis(shape)] = -1
+        return values.reshape(ones)
+
+    def min_max(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Smallest and largest element of each channel: two arrays of shape ``(C,)``."""
+        axis = self._checked_axis(x.shape)
+        others = tuple(a for a in range(x.ndim) if a != axis)
+        return x.min(axis=others), x.max(axis=others)
+
+    def _checked_axis(self, shape: tuple[int, ...]) -> int:
+        if not -len(shape) <= self.axis < len(shape):
+            raise ValueError(
+                f"PerChannel(axis={self.axis}): a tensor of shape {shape} has axes 0 to {len(shape) - 1}; "
+                "the weight of a Linear has its output channels on axis 0"
+            )
+        return self.axis % len(shape)
+
+
+@dataclass(frozen=True)
+class PerGroup:
+    """One scale and zero point for each run of `group_size` values along the last axis.
+
+    For a weight ``(N, K)`` the scales have shape ``(N, K / group_size)``.
+
+    Args:
+        group_size: values that share a scale; must divide the last axis.
+    """
+
+    group_size: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.group_size, (int, np.integer)) or self.group_size < 1:
+            raise ValueError(f"PerGroup: expected a positive integer group_size, got {self.group_size!r}")
+
+    def qparams_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the scales of a tensor of this shape: ``(…, K / group_size)``."""
+        if not shape or shape[-1] % self.group_size:
+            last = shape[-1] if shape else "no"
+            raise ValueError(
+                f"PerGroup({self.group_size}): the group size must divide the last axis, which has "
+                f"{last} values (shape {shape}); choose a divisor of it"
+            )
+        return (*shape[:-1], shape[-1] // self.group_size)
+
+    def expand(self, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """``(…, K / group_size)`` -> ``(…, K)``, each scale repeated over its group."""
+        return np.repeat(values, self.group_size, axis=-1)
+
+    def min_max(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Smallest and largest element of each group: two arrays ``(…, K / group_size)``."""
+        groups = x.reshape(*self.qparams_shape(x.shape), self.group_size)
+        return groups.min(axis=-1), groups.max(axis=-1)
+
+
+@dataclass(frozen=True)
+class PerToken:
+    """One scale and zero point for each row (all axes but the last): arrays of shape ``x.shape[:-1]``."""
+
+    def qparams_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the scales of a tensor of this shape: ``shape[:-1]``."""
+        if not shape:
+            raise ValueError(
+                "PerToken: expected a tensor with at least one axis, got a 0-d one; use PerTensor()"
+            )
+        return shape[:-1]
+
+    def expand(self, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """``shape[:-1]`` -> ``(*shape[:-1], 1)``, which broadcasts against `shape`."""
+        return values[..., np.newaxis]
+
+    def min_max(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Smallest and largest element of each row: two arrays of shape ``x.shape[:-1]``."""
+        self.qparams_shape(x.shape)
+        return x.min(axis=-1), x.max(axis=-1)
+
+
+Granularity = PerTensor | PerChannel | PerGroup | PerToken
+
+
+@dataclass(frozen=True)
+class QSpec:
+    """The kind of grid: how many integers, which ones, and how much of a tensor shares a scale.
+
+    Args:
+        bits: 2 to 8, or 16 (16 bits: grids and fake-quantization, but no integer layers).
+        signed: integers ``-2^(bits-1) … 2^(bits-1)-1`` if true, else ``0 … 2^bits-1``.
+        symmetric: real zero sits at the middle of the grid (zero point 0 if signed), and the scale covers
+            ``±max|x|``. If false ("affine"), the scale covers ``min … max`` and the zero point moves.
+        granularity: `PerTensor`, `PerChannel`, `PerGroup` or `PerToken`.
+        qmin: smallest integer used, if the full range is not wanted.
+        qmax: largest integer used.
+
+    Raises:
+        ValueError: bits outside 2–8 and 16; ``qmin >= qmax``; a range that `bits` cannot hold; a symmetric
+            signed range without 0.
+    """
+
+    bits: int = 8
+    signed: bool = True
+    symmetric: bool = False
+    granularity: Granularity = PerTensor()
+    qmin: int | None = None
+    qmax: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.bits not in (2, 3, 4, 5, 6, 7, 8, 16):
+            raise ValueError(f"QSpec: bits must be 2 to 8, or 16; got {self.bits!r}")
+        if not isinstance(self.granularity, Granularity):
+            raise TypeError(
+                "QSpec: granularity must be PerTensor(), PerChannel(axis), PerGroup(size) or PerToken(), "
+                f"got {self.granularity!r}"
+            )
+        lowest, highest = self._full_range()
+        object.__setattr__(self, "qmin", lowest if self.qmin is None else int(self.qmin))
+        object.__setattr__(self, "qmax", highest if self.qmax is None else int(self.qmax))
+        if self.qmin >= self.qmax:
+            raise ValueError(f"QSpec: qmin must be below qmax, got qmin={self.qmin}, qmax={self.qmax}")
+        if self.qmin < lowest or self.qmax > highest:
+            kind = "signed" if self.signed else "unsigned"
+            raise ValueError(
+                f"QSpec: {self.qmin}…{self.qmax} does not fit {self.bits} {kind} bits ({lowest}…{highest})"
+            )
+        if self.symmetric and not self.qmin <= self.symmetric_zero_point <= self.qmax:
+            raise ValueError(f"QSpec: a symmetric signed grid needs 0 inside {self.qmin}…{self.qmax}")
+
+    def _full_range(self) -> tuple[int, int]:
+        half = 1 << (self.bits - 1)
+        return (-half, half - 1) if self.signed else (0, 2 * half - 1)
+
+    @property
+    def symmetric_zero_point(self) -> int:
+        """Where a symmetric grid puts real zero: 0 if signed, else the middle (128 of 0…255)."""
+        if self.signed:
+            return 0
+        if (self.qmin, self.qmax) == self._full_range():
+            return 1 << (self.bits - 1)
+        return (self.qmin + self.qmax) // 2
+
+    @property
+    def dtype(self) -> np.dtype:
+        """NumPy type that `QTensor.int_repr` has: int8, uint8, int16 or uint16."""
+        width = 8 if self.bits <= 8 else 16
+        return np.dtype(f"{'int' if self.signed else 'uint'}{width}")
+
+    def __str__(self) -> str:
+        kind = "symmetric" if self.symmetric else "affine"
+        name = f"{'int' if self.signed else 'uint'}{self.bits}"
+        custom = "" if (self.qmin, self.qmax) == self._full_range() else f" [{self.qmin}…{self.qmax}]"
+        where = {
+            PerTensor: "per tensor",
+            PerChannel: "per channel",
+            PerGroup: f"per group of {getattr(self.granularity, 'group_size', '')}",
+            PerToken: "per token",
+        }[type(self.granularity)]
+        return f"{name}{custom} {kind} {where}"
+
+
+@dataclass(frozen=True, eq=False)
+class QParams:
+    """Where a grid lies: ``x ≈ (q - zero_point) * scale``.
+
+    Args:
+        scale: real distance between neighbouring integers; float32, positive, finite, not subnormal.
+            Shape ``()`` per tensor, ``(C,)`` per channel, ``(…, groups)`` per group, ``(…)`` per token.
+        zero_point: the integer that stands for real 0; int32, same shape, inside ``qmin … qmax``.
+        spec: the kind of grid.
+
+    Raises:
+        ValueError: a scale that is zero, negative, NaN, infinite or subnormal; a zero point outside the grid;
+            shapes that do not match the granularity.
+        TypeError: a zero point that is not of integer type.
+    """
+
+    scale: np.ndarray
+    zero_point: np.ndarray
+    spec: QSpec
+
+    def __post_init__(self) -> None:
+        scale = np.asarray(self.scale, dtype=np.float32)
+        zero_point = np.asarray(self.zero_point)
+        if zero_point.dtype.kind not in "iu":
+            raise TypeError(f"QParams: zero_point must be integers, got {zero_point.dtype}")
+        self._check_shapes(scale, zero_point)
+        bad = ~(np.isfinite(scale) & (scale >= SMALLEST_NORMAL))
+        if bad.any():
+            raise ValueError(
+                "QParams: a scale must be positive, finite and at least 2^-126 (below it the reciprocal overflows); "
+                f"got {scale[bad].flat[0]!r}" + (f" and {bad.sum() - 1} more" if bad.sum() > 1 else "")
+            )
+        outside = (zero_point < self.spec.qmin) | (zero_point > self.spec.qmax)
+        if outside.any():
+            raise ValueError(
+                f"QParams: the zero point must lie on the grid {self.spec.qmin}…{self.spec.qmax}, so that real 0 "
+                f"is exact; got {zero_point[outside].flat[0]}"
+            )
+        object.__setattr__(self, "scale", scale)
+        object.__setattr__(self, "zero_point", np.broadcast_to(zero_point.astype(np.int32), scale.shape))
+
+    def _check_shapes(self, scale: np.ndarray, zero_point: np.ndarray) -> None:
+        if zero_point.ndim and zero_point.shape != scale.shape:
+            raise ValueError(
+                f"QParams: scale has shape {scale.shape} and zero_point {zero_point.shape}; they must be equal"
+            )
+        wanted = {PerTensor: 0, PerChannel: 1}.get(type(self.spec.granularity))
+        if wanted is not None and scale.ndim != wanted:
+            raise ValueError(
+                f"QParams: {self.spec.granularity} has {wanted}-d scales, got shape {scale.shape}"
+                + ("; use PerChannel(axis) for one scale a channel" if wanted == 0 else "")
+            )
+
+    def expand(self, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """Scale and zero point, shaped to broadcast against a tensor of this shape.
+
+        Raises:
+            ValueError: the tensor has another number of channels, groups or tokens than these parameters.
+        """
+        granularity = self.spec.granularity
+        expected = granularity.qparams_shape(shape)
+        if self.scale.shape != expected:
+            raise ValueError(
+                f"a tensor of shape {shape} with {granularity} needs scales of shape {expected}, got {self.scale.shape}"
+            )
+        return granularity.expand(self.scale, shape), granularity.expand(self.zero_point, shape)
+
+    def __repr__(self) -> str:
+        if self.scale.ndim == 0:
+            return f"QParams(scale={self.scale:.7g}, zero_point={self.zero_point}, {self.spec})"
+        return f"QParams({self.scale.size} scales {self.scale.min():.4g}…{self.scale.max():.4g}, {self.spec})"

@@ -1,0 +1,111 @@
+"""Where real values become integers and where integers become real values again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from minquant import functional
+from minquant.nn import Dropout, Module
+from minquant.tensor import Function, Tensor
+
+from .dialects import get_dialect
+from .qtensor import QTensor
+from .spec import QParams
+
+__all__ = ["DeQuantStub", "DeQuantize", "QuantStub", "QuantWrapper", "Quantize"]
+
+
+class QuantStub(Module):
+    """Marks where a model's real values enter its quantized part; returns them unchanged until `convert`.
+
+    Source: torch.ao.quantization.QuantStub, torch 2.13.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class LeaveGrid(Function):
+    """The same values, no longer bound to a grid."""
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        return x
+
+    def backward(self, grad: np.ndarray) -> np.ndarray:
+        return grad
+
+
+class DeQuantStub(Module):
+    """Marks where the quantized part ends; returns the values unchanged until `convert`.
+
+    Source: torch.ao.quantization.DeQuantStub, torch 2.13.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return LeaveGrid.apply(x)
+
+
+class QuantWrapper(Module):
+    """QuantStub, a module, DeQuantStub.
+
+    Args:
+        module: the part to quantize; integers flow through the whole of it.
+
+    Source: torch.ao.quantization.QuantWrapper, torch 2.13.
+    """
+
+    def __init__(self, module: Module) -> None:
+        super().__init__()
+        self.quant = QuantStub()
+        self.dequant = DeQuantStub()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Any:
+        return self.dequant(self.module(self.quant(x)))
+
+
+class Quantize(Module):
+    """What a QuantStub becomes: real values -> integers on a fixed grid.
+
+    Args:
+        qparams: the grid, chosen by calibration.
+        backend: the dialect, which says how to round.
+    """
+
+    def __init__(self, qparams: QParams, backend: str) -> None:
+        super().__init__()
+        self.qparams = qparams
+        self.backend = backend
+
+    def forward(self, x: Tensor | np.ndarray) -> QTensor:
+        if isinstance(x, QTensor):
+            raise TypeError("Quantize expects real values, got a QTensor: is there a QuantStub too many?")
+        return get_dialect(self.backend).quantize(x, self.qparams)
+
+    def extra_repr(self) -> str:
+        return f"{self.qparams}, backend={self.backend!r}"
+
+
+class DeQuantize(Module):
+    """What a DeQuantStub becomes: integers -> ``f((q - z)·s)``."""
+
+    def forward(self, x: QTensor) -> Tensor:
+        if not isinstance(x, QTensor):
+            raise TypeError(
+                "DeQuantize expects a quantized tensor, got real values: nothing before it was quantized. "
+                "Put a QuantStub where the quantized part begins"
+            )
+        return Tensor(x.dequantize())
+
+
+class GridDropout(Dropout):
+    """Dropout on a grid: what is kept grows by ``1/(1-p)``, and so does the grid's scale."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = functional.dropout(x, self.p, self.training)
+        if self.training and x.qparams is not None and self.p < 1:
+            grid = x.qparams
+            y.qparams = QParams(grid.scale * np.float32(1 / (1 - self.p)), grid.zero_point, grid.spec)
+        return y

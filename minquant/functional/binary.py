@@ -148,22 +148,22 @@ def _check_matmul(a: np.ndarray, b: np.ndarray) -> None:
 
 
 def add(input: TensorLike, other: TensorLike) -> Tensor:
-    """A + b."""
+    """The sum, a + b."""
     return Add.apply(input, other)
 
 
 def sub(input: TensorLike, other: TensorLike) -> Tensor:
-    """A − b."""
+    """The difference, a − b."""
     return Sub.apply(input, other)
 
 
 def mul(input: TensorLike, other: TensorLike) -> Tensor:
-    """A · b."""
+    """The product, a · b."""
     return Mul.apply(input, other)
 
 
 def div(input: TensorLike, other: TensorLike) -> Tensor:
-    """A / b (integers are divided in float32)."""
+    """The quotient, a / b (integers are divided in float32)."""
     return Div.apply(input, other)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minquant.autograd import Function, unbroadcast
+from minquant.functional.axes import axis_of
 from minquant.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -107,16 +108,17 @@ class Cat(Function):
     promotes = True
 
     def forward(self, *arrays: np.ndarray, dim: int) -> np.ndarray:
-        self.dim = dim
-        self.ends = np.cumsum([a.shape[dim] if a.ndim else 0 for a in arrays])
+        self.axis = axis_of(dim, arrays[0].shape)
         try:
-            return np.concatenate(arrays, axis=dim)
+            out = np.concatenate(arrays, axis=self.axis)
         except ValueError:
             shapes = ", ".join(str(a.shape) for a in arrays)
             raise ValueError(f"cat: shapes {shapes} must agree except along dim {dim}") from None
+        self.ends = np.cumsum([a.shape[self.axis] for a in arrays])
+        return out
 
     def backward(self, grad: np.ndarray) -> tuple[np.ndarray, ...]:
-        return tuple(np.split(grad, self.ends[:-1], axis=self.dim))
+        return tuple(np.split(grad, self.ends[:-1], axis=self.axis))
 
 
 # ---- as functions ------------------------------------------------------------------------------------------
@@ -133,17 +135,18 @@ def permute(input: TensorLike, dims: Sequence[int]) -> Tensor:
 
 
 def transpose(input: TensorLike, dim0: int, dim1: int) -> Tensor:
-    """X with two axes exchanged."""
-    dims = list(range(len(np.shape(input))))
-    dim0, dim1 = _axis(dim0, len(dims)), _axis(dim1, len(dims))
-    dims[dim0], dims[dim1] = dims[dim1], dims[dim0]
+    """Two axes exchanged."""
+    shape = np.shape(input)
+    dims = list(range(len(shape)))
+    first, second = axis_of(dim0, shape), axis_of(dim1, shape)
+    dims[first], dims[second] = second, first
     return permute(input, dims)
 
 
 def flatten(input: TensorLike, start_dim: int = 0, end_dim: int = -1) -> Tensor:
     """The axes from start_dim to end_dim, both included, as one."""
     shape = np.shape(input) or (1,)
-    start, end = _axis(start_dim, len(shape)), _axis(end_dim, len(shape))
+    start, end = axis_of(start_dim, shape), axis_of(end_dim, shape)
     if start > end:
         raise ValueError(f"flatten: start_dim {start_dim} comes after end_dim {end_dim} in shape {shape}")
     return reshape(input, (*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :]))
@@ -152,15 +155,15 @@ def flatten(input: TensorLike, start_dim: int = 0, end_dim: int = -1) -> Tensor:
 def squeeze(input: TensorLike, dim: int | None = None) -> Tensor:
     """Without its axes of size 1, or without axis dim if that has size 1."""
     shape = np.shape(input)
-    axis = None if dim is None else _axis(dim, len(shape))
+    axis = None if dim is None else axis_of(dim, shape)
     return reshape(input, [n for i, n in enumerate(shape) if n != 1 or axis not in (None, i)])
 
 
 def unsqueeze(input: TensorLike, dim: int) -> Tensor:
     """With a new axis of size 1 at position dim."""
-    shape = list(np.shape(input))
-    shape.insert(_axis(dim, len(shape) + 1), 1)
-    return reshape(input, shape)
+    shape = np.shape(input)
+    axis = axis_of(dim, (*shape, 1))  # an axis of the result
+    return reshape(input, (*shape[:axis], 1, *shape[axis:]))
 
 
 def expand(input: TensorLike, sizes: Sequence[int]) -> Tensor:
@@ -203,7 +206,7 @@ def stack(tensors: Sequence[TensorLike], dim: int = 0) -> Tensor:
 def split(input: TensorLike, split_size: int | Sequence[int], dim: int = 0) -> tuple[Tensor, ...]:
     """Parts of `split_size` along axis dim (the last may be smaller), or of the listed sizes."""
     shape = np.shape(input)
-    axis = _axis(dim, len(shape))
+    axis = axis_of(dim, shape)
     n = shape[axis]
     if isinstance(split_size, int):
         if split_size <= 0:
@@ -219,9 +222,3 @@ def split(input: TensorLike, split_size: int | Sequence[int], dim: int = 0) -> t
     return tuple(
         getitem(input, (*before, slice(end - size, end))) for size, end in zip(sizes, ends, strict=True)
     )
-
-
-def _axis(dim: int, ndim: int) -> int:
-    if not -ndim <= dim < ndim:
-        raise ValueError(f"dim {dim} is outside a tensor of {ndim} axes: expected {-ndim} to {ndim - 1}")
-    return dim % ndim

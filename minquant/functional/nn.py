@@ -8,6 +8,7 @@ import numpy as np
 
 from minquant import random
 from minquant.autograd import Function, total, unbroadcast
+from minquant.functional.axes import axis_of
 from minquant.functional.reduce import mean
 from minquant.functional.reduce import sum as sum_
 from minquant.tensor import Tensor, as_tensor
@@ -22,15 +23,15 @@ class Softmax(Function):
     floats_only = True
 
     def forward(self, x: np.ndarray, dim: int) -> np.ndarray:
-        self.dim = dim
-        z = np.exp(x - x.max(axis=dim, keepdims=True, initial=-np.inf))
-        out = z / total(z, dim, keepdims=True)
+        self.axis = axis_of(dim, x.shape)
+        z = np.exp(x - x.max(axis=self.axis, keepdims=True, initial=-np.inf))
+        out = z / total(z, self.axis, keepdims=True)
         self.save(out)
         return out
 
     def backward(self, grad: np.ndarray) -> np.ndarray:
         (out,) = self.saved
-        return out * (grad - total(grad * out, self.dim, keepdims=True))
+        return out * (grad - total(grad * out, self.axis, keepdims=True))
 
 
 class LogSoftmax(Function):
@@ -39,15 +40,15 @@ class LogSoftmax(Function):
     floats_only = True
 
     def forward(self, x: np.ndarray, dim: int) -> np.ndarray:
-        self.dim = dim
-        shifted = x - x.max(axis=dim, keepdims=True, initial=-np.inf)
-        out = shifted - np.log(total(np.exp(shifted), dim, keepdims=True))
+        self.axis = axis_of(dim, x.shape)
+        shifted = x - x.max(axis=self.axis, keepdims=True, initial=-np.inf)
+        out = shifted - np.log(total(np.exp(shifted), self.axis, keepdims=True))
         self.save(out)
         return out
 
     def backward(self, grad: np.ndarray) -> np.ndarray:
         (out,) = self.saved
-        return grad - np.exp(out) * total(grad, self.dim, keepdims=True)
+        return grad - np.exp(out) * total(grad, self.axis, keepdims=True)
 
 
 class Linear(Function):
@@ -126,12 +127,12 @@ def softmax(input: TensorLike, dim: int) -> Tensor:
 
 
 def log_softmax(input: TensorLike, dim: int) -> Tensor:
-    """X − log Σ exp(x) along dim."""
+    """Log of the softmax: x − log Σ exp(x) along dim."""
     return LogSoftmax.apply(input, dim=dim)
 
 
 def linear(input: TensorLike, weight: TensorLike, bias: TensorLike | None = None) -> Tensor:
-    """X wᵀ + b.
+    """x·wᵀ + b.
 
     Args:
         input: (…, in_features), float32 or float64.

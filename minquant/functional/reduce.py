@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from minquant.autograd import Function, no_grad, total
+from minquant.functional.axes import axes_of, axis_of
 from minquant.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ class Sum(Function):
     """Σ x; every element that was summed gets the sum's gradient."""
 
     def forward(self, x: np.ndarray, dim: Dims, keepdim: bool) -> np.ndarray:
-        self.shape, self.axes = x.shape, _axes(dim, x)
+        self.shape, self.axes = x.shape, axes_of(dim, x.shape)
         return total(x, self.axes, keepdim)
 
     def backward(self, grad: np.ndarray) -> np.ndarray:
@@ -32,7 +33,7 @@ class Mean(Function):
     floats_only = True
 
     def forward(self, x: np.ndarray, dim: Dims, keepdim: bool) -> np.ndarray:
-        self.shape, self.axes = x.shape, _axes(dim, x)
+        self.shape, self.axes = x.shape, axes_of(dim, x.shape)
         return total(x, self.axes, keepdim) / _count(self.shape, self.axes, x.dtype)
 
     def backward(self, grad: np.ndarray) -> np.ndarray:
@@ -45,7 +46,7 @@ class Var(Function):
     floats_only = True
 
     def forward(self, x: np.ndarray, dim: Dims, correction: int, keepdim: bool) -> np.ndarray:
-        self.axes = _axes(dim, x)
+        self.axes = axes_of(dim, x.shape)
         wide = x.astype(np.float64)
         n = _count(x.shape, self.axes, wide.dtype)
         self.divisor = np.maximum(n - correction, 0)
@@ -62,6 +63,7 @@ class Extreme(Function):
     """The largest (or smallest) of all elements; those that share it share its gradient evenly."""
 
     def forward(self, x: np.ndarray, reduce: Callable[..., Any]) -> np.ndarray:
+        _check_filled(x, range(x.ndim))
         out = np.asarray(reduce(x))
         self.save(np.isnan(x) if np.isnan(out) else x == out)
         return out
@@ -86,18 +88,9 @@ class Pick(Function):
         return out
 
 
-def _axes(dim: Dims, x: np.ndarray) -> tuple[int, ...]:
-    """The axes named by dim, counted from the front."""
-    dims = range(x.ndim) if dim is None else (dim,) if isinstance(dim, int) else dim
-    for d in dims:
-        if not -x.ndim <= d < x.ndim:
-            raise ValueError(
-                f"dim {d} is outside a tensor of shape {x.shape}: expected {-x.ndim} to {x.ndim - 1}"
-            )
-    axes = tuple(d % x.ndim for d in dims)
-    if len(set(axes)) < len(axes):
-        raise ValueError(f"dim {tuple(dims)} names an axis twice")
-    return axes
+def _check_filled(x: np.ndarray, axes: Iterable[int]) -> None:
+    if 0 in (x.shape[i] for i in axes):
+        raise ValueError(f"shape {x.shape} has no elements among which one could be the largest or smallest")
 
 
 def _count(shape: tuple[int, ...], axes: tuple[int, ...], dtype: np.dtype) -> Any:
@@ -158,7 +151,8 @@ class Search(Function):
     """find(x, axis): positions, without a gradient."""
 
     def forward(self, x: np.ndarray, find: Callable[..., Any], dim: int | None, keepdim: bool) -> np.ndarray:
-        axis = None if dim is None else _axes(dim, x)[0]
+        axis = None if dim is None else axis_of(dim, x.shape)
+        _check_filled(x, range(x.ndim) if axis is None else (axis,))
         return np.asarray(find(x, axis=axis, keepdims=keepdim))
 
 

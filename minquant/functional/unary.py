@@ -258,7 +258,7 @@ def clip(input: TensorLike, min: float | None = None, max: float | None = None) 
 
 
 def cast(input: TensorLike, dtype: np.dtype) -> Tensor:
-    """X in another dtype; TypeError if a gradient would be lost on the way to integers."""
+    """The values in another dtype; TypeError if a gradient would be lost on the way to integers."""
     if not is_float(dtype) and getattr(input, "requires_grad", False):
         raise TypeError(f"cast to {dtype} has no gradient: detach() first")
     return Cast.apply(input, dtype=dtype)
@@ -285,12 +285,12 @@ def tanh(input: TensorLike) -> Tensor:
 
 
 def silu(input: TensorLike) -> Tensor:
-    """X σ(x)."""
+    """x·σ(x)."""
     return SiLU.apply(input)
 
 
 def gelu(input: TensorLike, approximate: str = "none") -> Tensor:
-    """X Φ(x), by the error function ("none") or by its tanh approximation ("tanh")."""
+    """x·Φ(x), by the error function ("none") or by its tanh approximation ("tanh")."""
     if approximate not in ("none", "tanh"):
         raise ValueError(f'gelu: approximate must be "none" or "tanh", got {approximate!r}')
     return (GELU if approximate == "none" else TanhGELU).apply(input)

@@ -1,0 +1,1 @@
+"""minquant beside the installed torch: everything here imports torch, and only when called."""

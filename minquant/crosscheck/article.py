@@ -1,0 +1,185 @@
+"""torch's side of ``minquant demo``: the article's three regressions with torch.ao.quantization 2.13, eager mode."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from minquant.demos.article import ENGINES, LEARNING_RATE, SEED, STEPS, TARGET, EngineRun, TorchRun
+
+from .quiet import quiet
+
+__all__ = ["run_torch"]
+
+
+def run_torch(name: str, progress: Callable[[str], None] = lambda text: None) -> TorchRun:
+    """Trains and quantizes in torch.
+
+    Args:
+        name: "dynamic", "static" or "qat".
+        progress: called with the name of each step.
+
+    Returns:
+        TorchRun with the losses of torch's own training, the state that each engine quantized, and its integers.
+    """
+    import torch
+
+    with quiet(), one_thread(torch):
+        return {"dynamic": _dynamic, "static": _static, "qat": _qat}[name](torch, progress)
+
+
+@contextmanager
+def one_thread(torch: Any) -> Iterator[None]:
+    """One thread, so that float sums have one order; the engine is restored too."""
+    threads, engine = torch.get_num_threads(), torch.backends.quantized.engine
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.backends.quantized.engine = engine
+
+
+def _net(torch: Any) -> Any:
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.quant = torch.ao.quantization.QuantStub()
+            self.fc1 = torch.nn.Linear(3, 3)
+            self.relu = torch.nn.ReLU()
+            self.fc2 = torch.nn.Linear(3, 2)
+            self.dequant = torch.ao.quantization.DeQuantStub()
+
+        def body(self, x: Any) -> Any:
+            return self.fc2(self.relu(self.fc1(self.quant(x))))
+
+        def forward(self, x: Any) -> Any:
+            return self.dequant(self.body(x))
+
+    return Net()
+
+
+def _data(torch: Any, calibration: bool) -> tuple[Any, Any, Any]:
+    torch.manual_seed(SEED)
+    train_x, test_x = torch.rand(10000, 3), torch.rand(5000, 3)
+    return train_x, test_x, torch.rand(5000, 3) if calibration else None
+
+
+def _train(torch: Any, model: Any, x: Any) -> Any:
+    target = x @ torch.tensor(TARGET)
+    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
+    model.train()
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        torch.nn.functional.mse_loss(model(x), target).backward()
+        optimizer.step()
+    return model.eval()
+
+
+def _loss(torch: Any, model: Any, x: Any) -> float:
+    with torch.no_grad():
+        return torch.nn.functional.mse_loss(model(x), x @ torch.tensor(TARGET)).item()
+
+
+def _weights(model: Any) -> dict[str, np.ndarray]:
+    arrays = {}
+    for name in ("fc1", "fc2"):
+        weight = getattr(model, name).weight()
+        per_channel = "channel" in str(weight.qscheme())
+        scale = weight.q_per_channel_scales() if per_channel else np.float32(weight.q_scale())
+        arrays[f"{name}.weight"] = weight.int_repr().numpy()
+        arrays[f"{name}.weight_scale"] = np.asarray(scale, np.float32)
+    return arrays
+
+
+def _static_arrays(torch: Any, model: Any, x: Any) -> dict[str, np.ndarray]:
+    arrays = _weights(model)
+    for name in ("quant", "fc1", "fc2"):
+        layer = getattr(model, name)
+        arrays[f"{name}.scale"] = np.asarray(layer.scale, np.float32).reshape(())
+        arrays[f"{name}.zero_point"] = np.asarray(layer.zero_point, np.int32).reshape(())
+    return {**arrays, "output": model.body(x).int_repr().numpy()}
+
+
+def _dynamic(torch: Any, progress: Callable[[str], None]) -> TorchRun:
+    train_x, test_x, _ = _data(torch, calibration=False)
+    model = _train(torch, _net(torch), train_x)
+    run = TorchRun(_loss(torch, model, test_x), {}, {}, torch.__version__, live=True)
+    for engine in ENGINES:
+        progress(f"dynamic, torch {engine}")
+        torch.backends.quantized.engine = engine
+        quantized = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+        # The grid that the operator chooses inside; qnnpack ignores the module's request for a reduced range.
+        scale, zero_point = torch._choose_qparams_per_tensor(test_x, engine != "qnnpack")
+        arrays = {
+            **_weights(quantized),
+            "fc1.input_scale": _seen_by(engine, scale),
+            "fc1.input_zero_point": np.int32(zero_point),
+            "output": quantized(test_x).detach().numpy(),
+        }
+        run.engines[engine] = EngineRun(_loss(torch, quantized, test_x), _as_arrays(arrays))
+        run.states[engine] = _state(model)
+    return run
+
+
+def _seen_by(engine: str, scale: float) -> np.ndarray:
+    """onednn is handed the reciprocal of the scale and takes it back."""
+    if engine == "onednn":
+        return np.float32(1) / np.float32(1.0 / np.float64(scale))
+    return np.float32(scale)
+
+
+def _as_arrays(arrays: dict[str, Any]) -> dict[str, np.ndarray]:
+    return {key: np.asarray(value) for key, value in arrays.items()}
+
+
+def _state(model: Any) -> dict[str, np.ndarray]:
+    return {name: value.numpy().copy() for name, value in model.state_dict().items()}
+
+
+def _static(torch: Any, progress: Callable[[str], None]) -> TorchRun:
+    train_x, test_x, calibration_x = _data(torch, calibration=True)
+    model = _train(torch, _net(torch), train_x)
+    run = TorchRun(_loss(torch, model, test_x), {}, {}, torch.__version__, live=True)
+    for engine in ENGINES:
+        for key in (engine, f"{engine}+relu"):
+            progress(f"static, torch {key}")
+            torch.backends.quantized.engine = engine
+            copied = copy.deepcopy(model)
+            if key != engine:
+                copied = torch.ao.quantization.fuse_modules(copied, [["fc1", "relu"]])
+            copied.qconfig = torch.ao.quantization.get_default_qconfig(engine)
+            prepared = torch.ao.quantization.prepare(copied)
+            prepared(calibration_x)
+            converted = torch.ao.quantization.convert(prepared)
+            arrays = _static_arrays(torch, converted, test_x)
+            run.engines[key] = EngineRun(_loss(torch, converted, test_x), arrays)
+            run.states[key] = _state(model)
+    return run
+
+
+def _qat(torch: Any, progress: Callable[[str], None]) -> TorchRun:
+    _, test_x, _ = _data(torch, calibration=False)
+    run = TorchRun(_loss(torch, _net(torch), test_x), {}, {}, torch.__version__, live=True)
+    for engine in ENGINES:
+        progress(f"qat, torch {engine}")
+        torch.backends.quantized.engine = engine
+        train_x, test_x, _ = _data(torch, calibration=False)
+        model = _net(torch).train()
+        model.qconfig = torch.ao.quantization.get_default_qat_qconfig(engine)
+        prepared = _train(torch, torch.ao.quantization.prepare_qat(model), train_x)
+        prepared_loss = _loss(torch, prepared, test_x)
+        state = {
+            name: value.reshape(()) if value.size == 1 and ".weight_fake_quant." not in name else value
+            for name, value in _state(prepared).items()
+            if name.endswith(("weight", "bias", "min_val", "max_val"))
+        }
+        converted = torch.ao.quantization.convert(prepared)
+        arrays = _static_arrays(torch, converted, test_x)
+        run.engines[engine] = EngineRun(_loss(torch, converted, test_x), arrays, prepared_loss)
+        run.states[engine] = state
+    return run

@@ -52,9 +52,9 @@ def is_grad_enabled() -> bool:
 class Function:
     """One differentiable operation: subclasses write `forward` and, beside it, `backward`.
 
-    `forward` takes arrays and options and returns an array; `backward` takes dL/d(output) and returns dL/d(input)
-    for each input (None where there is none). `save` keeps the arrays that backward needs: if they change in
-    between, backward refuses, and afterwards they are freed. Anything else may be kept as an attribute.
+    `forward` takes arrays and options and returns an array; `backward` takes dL/d(output) and returns, for
+    each input, dL/d(input) or None. `save` keeps the arrays that backward needs, which must not change until
+    then, and are freed afterwards. Anything else may be kept as an attribute.
     """
 
     on_grid: ClassVar[bool] = (
@@ -67,7 +67,7 @@ class Function:
     def __init__(self) -> None:
         self.inputs: Sequence[Tensor] = ()
         self.needs_grad: tuple[bool, ...] = ()  # by input, so that backward may skip work
-        self.saved: tuple[np.ndarray, ...] = ()
+        self.saved: tuple[Any, ...] = ()
         self.freed = False
         self.versions: list[tuple[list[int], int]] = []
         self.retained: weakref.ref[Tensor] | None = None
@@ -76,8 +76,8 @@ class Function:
     forward: Callable[..., np.ndarray]
     backward: Callable[[np.ndarray], Gradients]
 
-    def save(self, *arrays: np.ndarray) -> None:
-        """Keep arrays for backward, which reads them as `self.saved`."""
+    def save(self, *arrays: np.ndarray | None) -> None:
+        """Keep arrays for backward, which reads them as `self.saved` (None: not needed this time)."""
         self.saved = arrays
 
     @classmethod
@@ -144,7 +144,7 @@ class Function:
             out.grad_fn = self
 
     def _has_saved(self, t: Tensor) -> bool:
-        return any(np.may_share_memory(t.data, array) for array in self.saved)
+        return any(array is not None and np.may_share_memory(t.data, array) for array in self.saved)
 
     def check_intact(self) -> None:
         """Raise RuntimeError if what backward needs was freed, or changed since forward."""

@@ -45,12 +45,12 @@ class Mul(Binary):
     """a · b."""
 
     def forward(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        self.save(a, b)
+        self.save(a if self.needs_grad[1] else None, b if self.needs_grad[0] else None)
         return a * b
 
-    def backward(self, grad: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def backward(self, grad: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
         a, b = self.saved
-        return grad * b, grad * a
+        return None if b is None else grad * b, None if a is None else grad * a
 
 
 class Div(Binary):
@@ -59,12 +59,12 @@ class Div(Binary):
     def forward(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         if not is_float(a.dtype):
             a, b = a.astype(np.float32), b.astype(np.float32)
-        self.save(a, b)
+        self.save(a if self.needs_grad[1] else None, b)
         return a / b
 
-    def backward(self, grad: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def backward(self, grad: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         a, b = self.saved
-        return grad / b, -grad * ((a / b) / b)
+        return grad / b, None if a is None else -grad * ((a / b) / b)
 
 
 class Pow(Binary):

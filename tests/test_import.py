@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+PROBE = """
+import json, sys, time
+import numpy, numpy.random
+start = time.perf_counter()
+import minquant
+seconds = time.perf_counter() - start
+minquant.nn.Linear(2, 2)(minquant.rand(1, 2)).sum().backward()
+print(json.dumps([seconds, sorted({name.split(".")[0] for name in sys.modules})]))
+"""
+HEAVY = {"torch", "torchao", "numba", "scipy", "matplotlib", "rich", "sklearn", "safetensors"}
+
+
+def probe() -> tuple[float, list[str]]:
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", PROBE], cwd=root, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def test_importing_minquant_is_cheap_and_loads_no_large_library() -> None:
+    seconds, modules = min(probe() for _ in range(3))  # the first one compiles
+    assert HEAVY & set(modules) == set()
+    assert seconds <= 0.15

@@ -1,20 +1,21 @@
 """HistogramObserver: watch the distribution of the values and choose the range that loses least.
 
-The smallest and largest value are a poor range when a few outliers set them: every other value then shares the
-few integers that are left. This observer keeps a histogram of all it has seen and asks which range, cut from both
-ends, would cost the least squared error. The steps:
+The smallest and largest value are a poor range when a few outliers set them: all other values then share
+the few integers that are left. This observer keeps a histogram of everything it has seen and asks which
+range, cut from both ends, would cost the least squared error. The steps:
 
-1. **Count** each batch in `bins` bins of equal width between the smallest and the largest value seen so far.
-2. **Rebin** the old histogram when a batch widens the range: each bin is split into 16, each sixteenth goes to the
-   new bin that holds its middle.
-3. **Search**. Start from the whole range. Walk inwards in steps of 10⁻⁵ of the mass, each time on the side where the
-   step crosses more bins (the emptier tail), and stop at the first cut that raises the error.
-4. **Error of a cut**: the bins between its two ends are covered by 256 grid cells of width d. A value at distance t
-   from the middle of its cell loses t². Taking the values of a bin as spread evenly, with density ρ = count / width,
-   a stretch from t₁ to t₂ loses ``ρ ∫ t² dt = ρ (t₂³ - t₁³) / 3``; a bin that reaches over several cells loses the
-   sum of its stretches. Bins outside the cut fall into the first or last cell, where t is large.
+1. **Count** each batch in `bins` bins of equal width between the smallest and the largest value so far.
+2. **Rebin** the old histogram when a batch widens the range: each bin is split into 16 parts, and each part
+   goes to the new bin that holds its middle.
+3. **Search**. Start from the whole range. Walk inwards in steps of 10⁻⁵ of the mass, each time on the side
+   where the step crosses more bins (the emptier tail), and stop at the first cut that raises the error.
+4. **Error of a cut**. The bins from its first to its last are covered by 256 grid cells. A value at
+   distance t from the middle of its cell loses t². With the values of a bin spread evenly, of density ρ =
+   count / width, a stretch from t₁ to t₂ loses ``ρ ∫ t² dt = ρ (t₂³ - t₁³) / 3``, and a bin that reaches
+   over several cells loses the sum of its stretches. Bins outside the cut belong to the first or the last
+   cell, where t is large.
 
-Every step rounds where torch rounds, so that histogram, range, scale and zero point are torch's to the last bit.
+Every step rounds where torch rounds: histogram, range, scale and zero point are torch's to the last bit.
 
 Source: torch.ao.quantization.observer.HistogramObserver, torch 2.13.
 """
@@ -44,8 +45,8 @@ CUTS_AT_ONCE = 8  # cuts whose errors are computed together
 class HistogramObserver(Observer):
     """Chooses the range whose 8-bit grid loses the least squared error on everything seen.
 
-    The module's text explains the algorithm. Infinite values are left out. For the arguments besides `bins` and
-    for their errors see `Observer`.
+    The module's text explains the algorithm. Infinite values are left out. For the arguments besides `bins`,
+    and for their errors, see `Observer`.
 
     Args:
         bins: number of bins of the histogram.
@@ -60,10 +61,14 @@ class HistogramObserver(Observer):
         histogram: counts, a float32 buffer of shape ``(bins,)``.
 
     Raises:
-        ValueError: bins that is no positive integer.
+        ValueError: bins that is no positive integer; when called, NaN, or a range too wide for float32.
 
-    Histogram, range, scale and zero point equal torch's to the last bit, as long as a bin counts fewer than 2²⁴
-    values of a batch. Source: torch.ao.quantization.observer.HistogramObserver, torch 2.13.
+    Histogram, range, scale and zero point equal torch's to the last bit, provided that a batch puts fewer
+    than 2²⁴ values into a bin, and that a range which grows is at least 2⁻¹²⁶ wide (below, where bin edges
+    come out of order, the histogram may differ, scale and zero point do not). Refused here: a range whose
+    width overflows float32 (torch's scale is NaN), and reduce_range with symmetric "quint8" (torch's zero
+    point is off the grid).
+    Source: torch.ao.quantization.observer.HistogramObserver, torch 2.13.
     """
 
     def __init__(
@@ -85,8 +90,8 @@ class HistogramObserver(Observer):
     def _observe(self, values: np.ndarray) -> None:
         if np.isnan(values).any():
             raise ValueError(
-                f"HistogramObserver: {np.isnan(values).sum()} of {values.size} values are NaN, which fit no bin; "
-                "find where they come from"
+                f"HistogramObserver: {np.isnan(values).sum()} of {values.size} values are NaN, "
+                "which fit no bin; find where they come from"
             )
         finite = values[np.isfinite(values)]
         if not finite.size:
@@ -116,22 +121,24 @@ class HistogramObserver(Observer):
         self.histogram.data = np.zeros(self.bins, F32)
 
 
-# ---- counting and rebinning -----------------------------------------------------------------------------------------
+# ---- counting and rebinning --------------------------------------------------------------------------------
 
 
 def count(values: np.ndarray, bins: int, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """How many values fall into each of `bins` bins of equal width: ``int(f(f((x-low)·bins) / f(high-low)))``.
+    """How many values lie in each of `bins` equal bins; x lies in ``int(f(f((x-low)·bins) / f(high-low)))``.
 
-    A single point gets the range ``low - 1 … high + 1``. Source: torch.histc, torch 2.13.
+    A single point gets the range ``low - 1 … high + 1``, or its float32 neighbours where they lie further
+    away. Source: torch.histc, torch 2.13.
     """
     if low == high:
-        low, high = low - F32(1), high + F32(1)
-    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        low = np.minimum(low - F32(1), np.nextafter(low, F32(-np.inf)))
+        high = np.maximum(high + F32(1), np.nextafter(high, F32(np.inf)))
+    with np.errstate(over="ignore"):
         width = high - low
         if np.isinf(width):
             raise ValueError(f"HistogramObserver: float32 cannot hold the width of the range {low} … {high}")
         position = (values - low) * F32(bins) / width
-    position = np.where(np.isfinite(position), position, F32(0))  # torch's index wraps to 0 where this overflows
+    position = np.where(np.isinf(position), F32(0), position)  # torch's index wraps to 0 where this overflows
     index = np.minimum(position.astype(np.int64), bins - 1)
     return np.bincount(index.ravel(), minlength=bins).astype(F32)
 
@@ -159,7 +166,7 @@ def rebin(
 
 
 def linspace(low: np.ndarray, high: np.ndarray, n: int) -> np.ndarray:
-    """`n` evenly spaced values: ``fma(step, i, low)`` in the first half, ``fma(-step, n-1-i, high)`` in the second.
+    """`n` evenly spaced values: ``fma(step, i, low)``, and ``fma(-step, n-1-i, high)`` in the second half.
 
     Source: torch.linspace in float32, torch 2.13.
     """
@@ -168,7 +175,7 @@ def linspace(low: np.ndarray, high: np.ndarray, n: int) -> np.ndarray:
     return np.where(i < n // 2, low + step * i, high - step * (n - 1 - i)).astype(F32)
 
 
-# ---- the search -----------------------------------------------------------------------------------------------------
+# ---- the search --------------------------------------------------------------------------------------------
 
 
 def search(histogram: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[int, int]:
@@ -179,7 +186,8 @@ def search(histogram: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[in
     best, least = (0, histogram.size - 1), np.inf
     cuts = walk(histogram)
     while some := list(islice(cuts, CUTS_AT_ONCE)):
-        errors = quantization_error(histogram, low, high, np.array(some))
+        with np.errstate(all="ignore"):  # widths that are subnormal, or whose third power overflows
+            errors = quantization_error(histogram, low, high, np.array(some))
         for cut, error in zip(some, errors, strict=True):
             if error > least:
                 return best
@@ -190,9 +198,9 @@ def search(histogram: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[in
 def walk(histogram: np.ndarray) -> Iterator[tuple[int, int]]:
     """The cuts (first bin, last bin) in the order in which the search tries them, each inside the one before.
 
-    `i` steps have been taken from the left and `j` from the right. The next step on either side would move the
-    ends to `left` and `right`; the side that would cross more bins moves. Steps that stay within one bin
-    move nothing, and a run of them is skipped at once.
+    `i` steps have been taken from the left and `j` from the right. One more would move the ends to `left`
+    and `right`; the side that would cross more bins moves. Steps from the right that stay within the last
+    bin move nothing, and a run of them is skipped at once.
     """
     first, last = 0, histogram.size - 1
     lefts, rights, alpha, beta = step_targets(histogram)
@@ -226,7 +234,9 @@ def step_targets(histogram: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
     return lefts, rights, alpha, beta
 
 
-def quantization_error(histogram: np.ndarray, low: np.ndarray, high: np.ndarray, cuts: np.ndarray) -> np.ndarray:
+def quantization_error(
+    histogram: np.ndarray, low: np.ndarray, high: np.ndarray, cuts: np.ndarray
+) -> np.ndarray:
     """Squared error of each cut, float32 of shape ``(C,)``; the formula is step 4 of the module's text.
 
     Args:
@@ -243,7 +253,7 @@ def quantization_error(histogram: np.ndarray, low: np.ndarray, high: np.ndarray,
     cell64 = width64 * (last - first + 1) / GRID_CELLS
     width, cell, half = F32(width64), cell64.astype(F32), (cell64 / 2).astype(F32)
 
-    begin = (np.arange(bins) - first).astype(F32) * width  # (C, bins): the bin's ends, from the start of the cut
+    begin = (np.arange(bins) - first).astype(F32) * width  # (C, bins), from the start of the cut
     end = begin + width
     begin_cell, end_cell = cell_of(begin, cell), cell_of(end, cell)
     density = histogram / width
@@ -270,7 +280,7 @@ def stretch(begin: np.ndarray, end: np.ndarray) -> np.ndarray:
     return (end * end * end - begin * begin * begin) / F32(3)
 
 
-# ---- torch's float32 sum --------------------------------------------------------------------------------------------
+# ---- torch's float32 sum -----------------------------------------------------------------------------------
 
 LANES, INTERLEAVE, LEVELS = 8, 4, 4
 
@@ -278,9 +288,9 @@ LANES, INTERLEAVE, LEVELS = 8, 4, 4
 def cascade_sum(x: np.ndarray) -> np.ndarray:
     """Float32 sum over the first axis, in torch's order of additions.
 
-    The values are read as rows of 4 vectors of 8 lanes, ``(n, …) -> (n / 32, 4, 8, …)``. The rows are summed by
-    `cascade`, then the 4 vectors (after those that filled no row), then the 8 lanes (after the values that filled
-    no vector). Source: torch.sum on a contiguous float32 tensor, torch 2.13.
+    The values are read as rows of 4 vectors of 8 lanes, ``(n, …) -> (n / 32, 4, 8, …)``. The rows are summed
+    by `cascade`, then the 4 vectors (after those that filled no row), then the 8 lanes (after the values that
+    filled no vector). Source: torch.sum on a contiguous float32 tensor, torch 2.13.
     """
     lanes = LANES if len(x) >= LANES else 1
     vectors = x[: len(x) // lanes * lanes].reshape(-1, lanes, *x.shape[1:])

@@ -10,9 +10,10 @@ An observer is a Module that returns its input unchanged and remembers its range
 `HistogramObserver` (histogram.py)        the range that loses least
 ========================================  ======================================================
 
-Names, arguments, defaults and arithmetic are torch.ao.quantization's; dtypes and schemes are strings. As there,
-a bare observer forgives: infinities and NaN enter the range and show in the scale, and one that saw nothing
-answers ``(1.0, 0)``. Source: torch.ao.quantization.observer, torch 2.13.
+Names, arguments, defaults and arithmetic are torch.ao.quantization's; dtypes and schemes are strings. As
+there, a bare observer forgives: infinities and NaN enter the range and show in the scale (HistogramObserver
+drops infinities and refuses NaN), and one that saw nothing answers ``(1.0, 0)``.
+Source: torch.ao.quantization.observer, torch 2.13.
 """
 
 from __future__ import annotations
@@ -66,9 +67,9 @@ class Observer(Module):
         max_val: largest value, likewise.
 
     Raises:
-        ValueError: an unknown dtype; a scheme that is unknown or of the other granularity; a range of integers
-            that is half given, empty, without 0 or too wide for the dtype; reduce_range with symmetric "quint8"
-            (its zero point, 128, would lie outside 0…127); an eps that is not positive.
+        ValueError: an unknown dtype; a scheme that is unknown or of the other granularity; a range of
+            integers that is half given, empty, without 0 or too wide for the dtype; reduce_range with
+            symmetric "quint8" (its zero point, 128, would lie outside 0…127); an eps that is not positive.
     """
 
     def __init__(
@@ -82,10 +83,17 @@ class Observer(Module):
         eps: float,
     ) -> None:
         super().__init__()
-        self.granularity, self.dtype, self.qscheme, self.reduce_range = granularity, dtype, qscheme, reduce_range
+        self.granularity, self.dtype, self.qscheme, self.reduce_range = (
+            granularity,
+            dtype,
+            qscheme,
+            reduce_range,
+        )
         self._check_kind()
         self.has_customized_qrange = quant_min is not None or quant_max is not None
-        low, high = self._checked_range(quant_min, quant_max) if self.has_customized_qrange else DTYPE_RANGES[dtype]
+        low, high = (
+            self._checked_range(quant_min, quant_max) if self.has_customized_qrange else DTYPE_RANGES[dtype]
+        )
         self.quant_min, self.quant_max = (low // 2, high // 2) if reduce_range else (low, high)
         if not eps > 0:
             raise ValueError(f"{type(self).__name__}: eps, the smallest scale, must be positive, got {eps!r}")
@@ -99,7 +107,7 @@ class Observer(Module):
         """A factory for observers with these arguments: ``MinMaxObserver.with_args(dtype="qint8")()``."""
         return ObserverFactory(cls, **arguments)
 
-    # ---- watching ----------------------------------------------------------------------------------------------------
+    # ---- watching ------------------------------------------------------------------------------------------
 
     def forward(self, x: Any) -> Any:
         """Takes x (array or Tensor) into account and returns it unchanged; an empty x changes nothing.
@@ -118,9 +126,9 @@ class Observer(Module):
         if self.saw_data:
             if low.shape != self.min_val.shape:
                 raise ValueError(
-                    f"{type(self).__name__}: expected {self.min_val.shape[0]} channels along axis "
-                    f"{self.granularity.axis} as before, got {low.shape[0]} (shape {values.shape}); "
-                    "call reset_min_max_vals() to start anew"
+                    f"{type(self).__name__}: expected {self.min_val.shape[0]} channels as before, got "
+                    f"{low.shape[0]} ({self.granularity}, shape {values.shape}); "
+                    "reset_min_max_vals() starts anew"
                 )
             low, high = self._combine(low, high)
         self._set_range(low, high)
@@ -138,7 +146,7 @@ class Observer(Module):
     def _unseen_range(self) -> tuple[Any, Any]:
         return (np.inf, -np.inf) if isinstance(self.granularity, PerTensor) else ([], [])
 
-    # ---- answering ---------------------------------------------------------------------------------------------------
+    # ---- answering -----------------------------------------------------------------------------------------
 
     @property
     def saw_data(self) -> bool:
@@ -182,16 +190,16 @@ class Observer(Module):
         With ``lo = min(min_val, 0)``, ``hi = max(max_val, 0)``, in float32:
 
         - affine: ``s = max((hi - lo) / (qmax - qmin), eps)``, ``z = clip(qmin - rint(lo / s), qmin, qmax)``;
-        - symmetric: ``s = max(max(-lo, hi) / ((qmax - qmin) / 2), eps)``, z = 0 for "qint8"; for "quint8" 128, or
-          ``(qmin + qmax) // 2`` where quant_min and quant_max were given.
+        - symmetric: ``s = max(max(-lo, hi) / ((qmax - qmin) / 2), eps)``, z = 0 for "qint8"; for "quint8"
+          z = 128, or ``(qmin + qmax) // 2`` where quant_min and quant_max were given.
 
-        Equal to `choose_qparams` of `range` and `spec`, except that eps can be chosen, and that a range which is
-        not finite gives a scale which is not finite where `choose_qparams` refuses. (And torch puts the zero point of
-        a symmetric quint8 grid at 127 where 0 and 255 are given, at 128 where they are implied; a `spec` at 128.)
+        This is `choose_qparams` with two freedoms of torch's: eps can be chosen, and a range that is not
+        finite is not refused but gives a scale that is not finite. (Also torch's: giving 0 and 255 to a
+        symmetric "quint8" observer moves its zero point from 128 to 127.)
 
         Returns:
-            float32 scale and int32 zero point of shape ``()``, or ``(C,)`` per channel. If nothing was seen, 1.0
-            and 0, of shape ``()``, or ``(1,)`` per channel.
+            float32 scale and int32 zero point of shape ``()``, or ``(C,)`` per channel. If nothing was seen,
+            1.0 and 0, of shape ``()``, or ``(1,)`` per channel.
 
         Raises:
             ValueError: a minimum above its maximum.
@@ -223,7 +231,7 @@ class Observer(Module):
         """The range, for printing."""
         return f"min_val={self.min_val.data}, max_val={self.max_val.data}"
 
-    # ---- checking arguments ------------------------------------------------------------------------------------------
+    # ---- checking arguments --------------------------------------------------------------------------------
 
     def _check_kind(self) -> None:
         name, kind = type(self).__name__, "tensor" if isinstance(self.granularity, PerTensor) else "channel"
@@ -231,7 +239,9 @@ class Observer(Module):
             raise ValueError(f"{name}: dtype must be 'quint8' or 'qint8', got {self.dtype!r}")
         schemes = (f"per_{kind}_affine", f"per_{kind}_symmetric")
         if self.qscheme not in schemes:
-            raise ValueError(f"{name}: qscheme must be {schemes[0]!r} or {schemes[1]!r}, got {self.qscheme!r}")
+            raise ValueError(
+                f"{name}: qscheme must be {schemes[0]!r} or {schemes[1]!r}, got {self.qscheme!r}"
+            )
         if self.reduce_range and self.dtype == "quint8" and self._symmetric:
             raise ValueError(
                 f"{name}: reduce_range with symmetric 'quint8' would put the zero point, 128, outside 0…127; "
@@ -241,13 +251,17 @@ class Observer(Module):
     def _checked_range(self, low: int | None, high: int | None) -> tuple[int, int]:
         name, (lowest, highest) = type(self).__name__, DTYPE_RANGES[self.dtype]
         if low is None or high is None:
-            raise ValueError(f"{name}: give both quant_min and quant_max or neither, got {low!r} and {high!r}")
+            raise ValueError(
+                f"{name}: give both quant_min and quant_max or neither, got {low!r} and {high!r}"
+            )
         if low >= high:
             raise ValueError(f"{name}: quant_min must be below quant_max, got {low} and {high}")
         if not low <= 0 <= high:
             raise ValueError(f"{name}: quant_min … quant_max must hold 0, got {low} … {high}")
         if low < lowest or high > highest:
-            raise ValueError(f"{name}: {low} … {high} does not fit {self.dtype!r}, which holds {lowest} … {highest}")
+            raise ValueError(
+                f"{name}: {low} … {high} does not fit {self.dtype!r}, which holds {lowest} … {highest}"
+            )
         return int(low), int(high)
 
 
@@ -290,7 +304,7 @@ class PerChannelMinMaxObserver(Observer):
 
 
 class MovingAverage(Observer):
-    """Combines the ranges of batches by ``m + c·(x - m)``, two float32 roundings; the first batch is copied."""
+    """Combines the ranges of batches by ``m + f(f(c)·f(x - m))`` in float32; the first batch is copied."""
 
     averaging_constant: float
 
@@ -302,13 +316,14 @@ class MovingAverage(Observer):
     def _set_averaging_constant(self, c: float) -> None:
         if not 0 < c <= 1:
             raise ValueError(
-                f"{type(self).__name__}: averaging_constant, the weight of the newest batch, must lie in (0, 1], got {c!r}"
+                f"{type(self).__name__}: averaging_constant, the weight of the newest batch, must lie in "
+                f"(0, 1], got {c!r}"
             )
         self.averaging_constant = c
 
 
 class MovingAverageMinMaxObserver(MovingAverage, MinMaxObserver):
-    """`MinMaxObserver` that averages over batches: ``m + c·(x - m)`` with ``c = averaging_constant`` in (0, 1].
+    """`MinMaxObserver` that averages over batches: ``m + c·(x - m)``, c = `averaging_constant` in (0, 1].
 
     Other arguments and errors: see `Observer`.
     Source: torch.ao.quantization.observer.MovingAverageMinMaxObserver, torch 2.13.
@@ -329,7 +344,7 @@ class MovingAverageMinMaxObserver(MovingAverage, MinMaxObserver):
 
 
 class MovingAveragePerChannelMinMaxObserver(MovingAverage, PerChannelMinMaxObserver):
-    """`PerChannelMinMaxObserver` that averages over batches: ``m + c·(x - m)``, c = `averaging_constant` in (0, 1].
+    """`MovingAverageMinMaxObserver` for each index along `ch_axis`.
 
     Other arguments and errors: see `Observer`.
     Source: torch.ao.quantization.observer.MovingAveragePerChannelMinMaxObserver, torch 2.13.
@@ -346,5 +361,7 @@ class MovingAveragePerChannelMinMaxObserver(MovingAverage, PerChannelMinMaxObser
         quant_max: int | None = None,
         eps: float = 2.0**-23,
     ) -> None:
-        PerChannelMinMaxObserver.__init__(self, ch_axis, dtype, qscheme, reduce_range, quant_min, quant_max, eps)
+        PerChannelMinMaxObserver.__init__(
+            self, ch_axis, dtype, qscheme, reduce_range, quant_min, quant_max, eps
+        )
         self._set_averaging_constant(averaging_constant)

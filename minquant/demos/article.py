@@ -42,6 +42,10 @@ WHAT_THE_SCRIPT_DID = {
 }
 
 
+Losses = tuple[float, float]
+"""Before and after quantization."""
+
+
 @dataclass
 class Data:
     """Inputs and targets, made from torch's random numbers."""
@@ -214,7 +218,7 @@ def _equal(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], weights: bool) ->
     return all(np.array_equal(ours, theirs) for ours, theirs in chosen)
 
 
-def _result(ours: tuple[float, float], theirs: tuple[float, float], pairs: Any = None) -> dict[str, Any]:
+def _result(ours: Losses, theirs: Losses | tuple[None, None], pairs: Any = None) -> dict[str, Any]:
     return {
         "float_loss": ours[0],
         "quantized_loss": ours[1],
@@ -250,11 +254,10 @@ def run_demo(name: str, torch_run: TorchRun, progress: Callable[[str], None] = l
         engines[engine] = _result(losses, _torch_losses(name, torch_run, engine), demo.arrays[engine])
         if name == "static":
             engines[engine] |= _fused(net, data, engine, torch_run, demo)
-    if name == "qat":
-        progress("qat, reference")
-        corrected = _result(trained_qat("reference"), _torch_losses(name, torch_run, "x86"))
-    else:
-        corrected = engines["x86"]
+    progress(f"{name}, reference")
+    own = trained_qat("reference") if name == "qat" else (float_loss, _quantized_loss(name, net, data, "reference"))
+    engines["reference"] = _result(own, (None, None))
+    corrected = _result(own, _torch_losses(name, torch_run, "x86")) if name == "qat" else engines["x86"]
     published = {"dynamic": engines["x86"], "static": _twice(float_loss, torch_run.float_loss)}
     published["qat"] = _twice(untrained, torch_run.float_loss)
     demo.result = {**corrected, "published": published[name], "engines": engines}

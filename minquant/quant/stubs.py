@@ -8,7 +8,7 @@ import numpy as np
 
 from minquant import functional
 from minquant.nn import Dropout, Module
-from minquant.tensor import Function, Tensor
+from minquant.tensor import Function, Tensor, as_tensor
 
 from .dialects import get_dialect
 from .qtensor import QTensor
@@ -23,8 +23,8 @@ class QuantStub(Module):
     Source: torch.ao.quantization.QuantStub, torch 2.13.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x
+    def forward(self, x: Tensor | np.ndarray) -> Tensor:
+        return as_tensor(x)
 
 
 class LeaveGrid(Function):

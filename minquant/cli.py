@@ -1,0 +1,40 @@
+"""The command ``minquant``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from minquant.commands import demo, lessons
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status.
+
+    Args:
+        argv: the arguments, without the program's name; those of the process if left out.
+    """
+    parser = argparse.ArgumentParser(
+        prog="minquant",
+        description="Neural-network quantization from scratch: what a quantized model really computes.",
+        epilog="examples: minquant demo all --json out.json --plots plots    minquant lessons open 01",
+    )
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for command in (demo, lessons):
+        command.add_parser(subparsers)
+    args = parser.parse_args(argv)
+    if not hasattr(args, "run"):
+        parser.print_help()
+        return 0
+    try:
+        return args.run(args)
+    except KeyboardInterrupt:
+        print("minquant: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

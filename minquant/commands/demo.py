@@ -58,7 +58,8 @@ def run(args: argparse.Namespace) -> int:
     missing = [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]
     if missing:
         print(
-            f"minquant demo: {', '.join(missing)} not installed; run: pip install 'minquant[demo]'", file=sys.stderr
+            f"minquant demo: {', '.join(missing)} not installed; run: pip install 'minquant[demo]'",
+            file=sys.stderr,
         )
         return 1
     from rich.console import Console
@@ -226,7 +227,11 @@ def _verdict(equal: bool | None) -> str:
 def _arrays_table(demo: Demo) -> Table:
     from rich.table import Table
 
-    table = Table(title="x86 in full, both sides quantizing the same trained weights", title_justify="left", title_style="")
+    table = Table(
+        title="x86 in full, both sides quantizing the same trained weights",
+        title_justify="left",
+        title_style="",
+    )
     for header in ("", "minquant", _torch_title(demo), ""):
         table.add_column(header)
     for key, (ours, theirs) in demo.arrays["x86"].items():
@@ -246,7 +251,10 @@ def _print_digits(console: Console, digits: DigitsResult) -> None:
     from rich.table import Table
 
     console.rule("[bold]Handwritten digits, 64-64-64-64-10", align="left")
-    table = Table(title=f"test accuracy in %, mean ± standard deviation of {digits.rows[0]['seeds']} seeds", title_style="")
+    table = Table(
+        title=f"test accuracy in %, mean ± standard deviation of {digits.rows[0]['seeds']} seeds",
+        title_style="",
+    )
     table.title_justify = "left"
     for header in ("flow", "weight bits", "activation bits", "accuracy"):
         table.add_column(header, justify="right" if header != "flow" else "left")

@@ -127,7 +127,7 @@ def _dynamic(torch: Any, progress: Callable[[str], None]) -> TorchRun:
 
 
 def _seen_by(engine: str, scale: float) -> np.ndarray:
-    """onednn is handed the reciprocal of the scale and takes it back."""
+    """Onednn is handed the reciprocal of the scale and takes it back."""
     if engine == "onednn":
         return np.float32(1) / np.float32(1.0 / np.float64(scale))
     return np.float32(scale)

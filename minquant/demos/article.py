@@ -88,6 +88,9 @@ class Demo:
     arrays: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = field(default_factory=dict)
     """engine -> key -> (minquant's, torch's) on the same weights."""
     note: str = ""
+    torch_version: str = ""
+    live: bool = True
+    """Whether torch ran just now; otherwise its values are recorded ones."""
 
 
 class Net(nn.Module):
@@ -151,7 +154,9 @@ def describe_dynamic(model: Any, data: Data, engine: str) -> EngineRun:
     """Integer weights, the first layer's run-time grid, and the float outputs."""
     _, scale, zero_point = get_dialect(engine).quantize_at_run_time(data.test_x.data, model.fc1.input_spec)
     run_time = {"fc1.input_scale": scale, "fc1.input_zero_point": zero_point}
-    return EngineRun(test_loss(model, data), {**_weights(model), **run_time, "output": model(data.test_x).data})
+    return EngineRun(
+        test_loss(model, data), {**_weights(model), **run_time, "output": model(data.test_x).data}
+    )
 
 
 def describe_static(model: Any, data: Data) -> EngineRun:
@@ -189,7 +194,7 @@ def trained_qat(engine: str) -> tuple[float, float]:
 
 
 def converted_qat(state: Mapping[str, np.ndarray], data: Data, engine: str) -> EngineRun:
-    """torch's trained weights and observed ranges → integer."""
+    """Torch's trained weights and observed ranges → integer."""
     prepared = prepare_qat(Net(), get_default_qat_qconfig(engine))
     tensors = {**dict(prepared.named_parameters()), **dict(prepared.named_buffers())}
     for name, value in state.items():
@@ -200,8 +205,10 @@ def converted_qat(state: Mapping[str, np.ndarray], data: Data, engine: str) -> E
 # ---- both sides ------------------------------------------------------------------------------------------------------
 
 
-def _both(name: str, engine: str, torch_run: TorchRun, data: Data) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """minquant's and torch's arrays, both sides having quantized torch's trained weights."""
+def _both(
+    name: str, engine: str, torch_run: TorchRun, data: Data
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Minquant's and torch's arrays, both sides having quantized torch's trained weights."""
     state = torch_run.states[engine]
     if name == "qat":
         ours = converted_qat(state, data, engine)
@@ -210,7 +217,10 @@ def _both(name: str, engine: str, torch_run: TorchRun, data: Data) -> dict[str, 
         net.load_state_dict(state)
         ours = (dynamic if name == "dynamic" else static)(net, data, engine)
     theirs = torch_run.engines[engine].arrays
-    return {key: (ours.arrays[key][: len(value)] if value.ndim else ours.arrays[key], value) for key, value in theirs.items()}
+    return {
+        key: (ours.arrays[key][: len(value)] if value.ndim else ours.arrays[key], value)
+        for key, value in theirs.items()
+    }
 
 
 def _equal(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], weights: bool) -> bool:
@@ -240,7 +250,7 @@ def run_demo(name: str, torch_run: TorchRun, progress: Callable[[str], None] = l
     Returns:
         Demo, whose `result` has the keys of ``minquant demo --json``.
     """
-    demo = Demo(name, {}, note=WHAT_THE_SCRIPT_DID[name])
+    demo = Demo(name, {}, {}, WHAT_THE_SCRIPT_DID[name], torch_run.version, torch_run.live)
     data = make_data(calibration=name == "static")
     net = Net()
     untrained = test_loss(net, data)
@@ -249,13 +259,19 @@ def run_demo(name: str, torch_run: TorchRun, progress: Callable[[str], None] = l
     engines = {}
     for engine in ENGINES:
         progress(f"{name}, {engine}")
-        losses = trained_qat(engine) if name == "qat" else (float_loss, _quantized_loss(name, net, data, engine))
+        losses = (
+            trained_qat(engine) if name == "qat" else (float_loss, _quantized_loss(name, net, data, engine))
+        )
         demo.arrays[engine] = _both(name, engine, torch_run, data)
         engines[engine] = _result(losses, _torch_losses(name, torch_run, engine), demo.arrays[engine])
         if name == "static":
             engines[engine] |= _fused(net, data, engine, torch_run, demo)
     progress(f"{name}, reference")
-    own = trained_qat("reference") if name == "qat" else (float_loss, _quantized_loss(name, net, data, "reference"))
+    own = (
+        trained_qat("reference")
+        if name == "qat"
+        else (float_loss, _quantized_loss(name, net, data, "reference"))
+    )
     engines["reference"] = _result(own, (None, None))
     corrected = _result(own, _torch_losses(name, torch_run, "x86")) if name == "qat" else engines["x86"]
     published = {"dynamic": engines["x86"], "static": _twice(float_loss, torch_run.float_loss)}

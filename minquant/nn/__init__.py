@@ -19,8 +19,10 @@ from minquant.nn.layers import (
 )
 from minquant.nn.losses import CrossEntropyLoss, MSELoss
 from minquant.nn.module import Module, Parameter
+from minquant.nn.stubs import DeQuantStub, QuantStub, QuantWrapper
 
 __all__ = [
-    "GELU", "CrossEntropyLoss", "Dropout", "Flatten", "Identity", "Linear", "MSELoss", "Module", "ModuleList",
-    "Parameter", "ReLU", "Sequential", "SiLU", "Sigmoid", "Softmax", "Tanh", "init",
+    "GELU", "CrossEntropyLoss", "DeQuantStub", "Dropout", "Flatten", "Identity", "Linear", "MSELoss", "Module",
+    "ModuleList", "Parameter", "QuantStub", "QuantWrapper", "ReLU", "Sequential", "SiLU", "Sigmoid", "Softmax", "Tanh",
+    "init",
 ]  # fmt: skip

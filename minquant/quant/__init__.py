@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from minquant.nn.stubs import DeQuantStub, QuantStub, QuantWrapper
+
 from .fake_quant import (
     FakeQuantize,
     WeightFakeQuantize,
@@ -29,6 +31,7 @@ from .observers import (
 )
 from .qconfig import QConfig, default_dynamic_qconfig, get_default_qat_qconfig, get_default_qconfig
 from .qtensor import QTensor
+from .report import Report, report
 from .spec import PerChannel, PerGroup, PerTensor, PerToken, QParams, QSpec
-from .stubs import DeQuantize, DeQuantStub, Quantize, QuantStub, QuantWrapper
+from .stubs import DeQuantize, Quantize
 from .workflow import convert, fuse_modules, prepare, prepare_qat, quantize_dynamic

@@ -6,11 +6,11 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from minquant.nn import Linear, Module
+from minquant.nn import Linear, Module, QuantStub
 
 from .linear import DynamicQuantizedLinear, LinearReLU, QuantizedLinear
 from .qconfig import QConfig
-from .stubs import Quantize, QuantStub
+from .stubs import Quantize
 
 __all__ = ["WITH_WEIGHT", "QConfigs", "check_quant_stub", "is_quantized", "select", "submodule"]
 
@@ -42,7 +42,9 @@ def select(model: Module, qconfig: Any, flow: str) -> dict[str, QConfig]:
     for path in wishes:
         if not any(_is_below(layer, path) for layer in (layers if path else weighted)):
             holder = f"{path!r} holds" if path else "the model has"
-            raise ValueError(f"{flow}: {holder} no layer that can be quantized; those that can are Linear and LinearReLU")
+            raise ValueError(
+                f"{flow}: {holder} no layer that can be quantized; those that can are Linear and LinearReLU"
+            )
     chosen = {}
     for layer in layers:
         config, reason = _wish_for(layer, wishes)
@@ -51,7 +53,9 @@ def select(model: Module, qconfig: Any, flow: str) -> dict[str, QConfig]:
         else:
             chosen[layer] = config
     if not any(layer in chosen for layer in weighted):
-        raise ValueError(f"{flow}: the qconfig leaves every layer in float ({', '.join(weighted)}); name one to quantize")
+        raise ValueError(
+            f"{flow}: the qconfig leaves every layer in float ({', '.join(weighted)}); name one to quantize"
+        )
     return chosen
 
 
@@ -120,5 +124,7 @@ def submodule(model: Module, path: str, flow: str) -> Module:
     if path not in names:
         close = difflib.get_close_matches(path, names, n=3)
         known = " or ".join(map(repr, close)) if close else ", ".join(filter(None, names))
-        raise ValueError(f"{flow}: no module is named {path!r}; {'did you mean' if close else 'there are'} {known}?")
+        raise ValueError(
+            f"{flow}: no module is named {path!r}; {'did you mean' if close else 'there are'} {known}?"
+        )
     return model.get_submodule(path)

@@ -1,69 +1,18 @@
-"""Where real values become integers and where integers become real values again."""
+"""What the stubs of `minquant.nn` become: where real values turn into integers, and integers into real values."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 
 from minquant import functional
 from minquant.nn import Dropout, Module
-from minquant.tensor import Function, Tensor, as_tensor
+from minquant.tensor import Tensor
 
 from .dialects import get_dialect
 from .qtensor import QTensor
 from .spec import QParams
 
-__all__ = ["DeQuantStub", "DeQuantize", "QuantStub", "QuantWrapper", "Quantize"]
-
-
-class QuantStub(Module):
-    """Marks where a model's real values enter its quantized part; returns them unchanged until `convert`.
-
-    Source: torch.ao.quantization.QuantStub, torch 2.13.
-    """
-
-    def forward(self, x: Tensor | np.ndarray) -> Tensor:
-        return as_tensor(x)
-
-
-class LeaveGrid(Function):
-    """The same values, no longer bound to a grid."""
-
-    def forward(self, x: np.ndarray) -> np.ndarray:
-        return x
-
-    def backward(self, grad: np.ndarray) -> np.ndarray:
-        return grad
-
-
-class DeQuantStub(Module):
-    """Marks where the quantized part ends; returns the values unchanged until `convert`.
-
-    Source: torch.ao.quantization.DeQuantStub, torch 2.13.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        return LeaveGrid.apply(x)
-
-
-class QuantWrapper(Module):
-    """QuantStub, a module, DeQuantStub.
-
-    Args:
-        module: the part to quantize; integers flow through the whole of it.
-
-    Source: torch.ao.quantization.QuantWrapper, torch 2.13.
-    """
-
-    def __init__(self, module: Module) -> None:
-        super().__init__()
-        self.quant = QuantStub()
-        self.dequant = DeQuantStub()
-        self.module = module
-
-    def forward(self, x: Tensor) -> Any:
-        return self.dequant(self.module(self.quant(x)))
+__all__ = ["DeQuantize", "GridDropout", "Quantize"]
 
 
 class Quantize(Module):

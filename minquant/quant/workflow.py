@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from minquant.nn import Dropout, Identity, Linear, Module, ReLU
+from minquant.nn import DeQuantStub, Dropout, Identity, Linear, Module, QuantStub, ReLU
 from minquant.tensor import Tensor
 
 from .dialects import get_dialect
@@ -32,7 +32,7 @@ from .observers import Observer
 from .qconfig import QConfig, default_dynamic_qconfig
 from .selection import WITH_WEIGHT, QConfigs, check_quant_stub, is_quantized, select, submodule
 from .spec import QParams, QSpec
-from .stubs import DeQuantize, DeQuantStub, GridDropout, Quantize, QuantStub
+from .stubs import DeQuantize, GridDropout, Quantize
 
 __all__ = ["convert", "fuse_modules", "prepare", "prepare_qat", "quantize_dynamic"]
 
@@ -83,7 +83,9 @@ def prepare_qat(model: Module, qconfig: QConfigs) -> Module:
     Source: torch.ao.quantization.prepare_qat, torch 2.13, which copies the Parameters.
     """
     if not model.training:
-        raise ValueError("prepare_qat expects a model in training mode, got one in eval mode; call model.train() first")
+        raise ValueError(
+            "prepare_qat expects a model in training mode, got one in eval mode; call model.train() first"
+        )
     check_quant_stub(model, "prepare_qat")
     shared = copy.deepcopy(model, {id(p): p for p in model.parameters()})
     configs = select(shared, qconfig, "prepare_qat")

@@ -80,7 +80,9 @@ def test_every_integer_scale_and_zero_point_equals_torch(demos, name):
 
 def test_a_single_wrong_integer_is_reported(monkeypatch):
     torch_run = recorded.load("dynamic")
-    torch_run.engines["x86"].arrays["fc1.weight"] = torch_run.engines["x86"].arrays["fc1.weight"] + np.eye(3, dtype=np.int8)
+    torch_run.engines["x86"].arrays["fc1.weight"] = torch_run.engines["x86"].arrays["fc1.weight"] + np.eye(
+        3, dtype=np.int8
+    )
     r = run_demo("dynamic", torch_run).result["engines"]
     assert r["x86"]["weight_int_equal"] is False and r["x86"]["output_int_equal"] is True
     assert r["onednn"]["weight_int_equal"] is True

@@ -24,9 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         description="Lists the lessons, or opens them in JupyterLab.",
         epilog="example: minquant lessons open 03",
     )
-    parser.add_argument(
-        "action", nargs="?", choices=["list", "open"], default="list", help="list, if left out"
-    )
+    parser.add_argument("action", nargs="?", choices=["list", "open"], default="list", help="list, if left out")
     parser.add_argument("number", nargs="?", metavar="NN", help="the lesson to open; the folder, if left out")
     parser.add_argument("--json", metavar="PATH", help="write the list to this file as well")
     parser.set_defaults(run=run)

@@ -129,8 +129,8 @@ def _dynamic(torch: Any, progress: Callable[[str], None]) -> TorchRun:
 def _seen_by(engine: str, scale: float) -> np.ndarray:
     """Onednn is handed the reciprocal of the scale and takes it back."""
     if engine == "onednn":
-        return np.float32(1) / np.float32(1.0 / np.float64(scale))
-    return np.float32(scale)
+        return np.asarray(np.float32(1) / np.float32(1.0 / scale))
+    return np.asarray(scale, np.float32)
 
 
 def _as_arrays(arrays: dict[str, Any]) -> dict[str, np.ndarray]:

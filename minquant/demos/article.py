@@ -154,9 +154,7 @@ def describe_dynamic(model: Any, data: Data, engine: str) -> EngineRun:
     """Integer weights, the first layer's run-time grid, and the float outputs."""
     _, scale, zero_point = get_dialect(engine).quantize_at_run_time(data.test_x.data, model.fc1.input_spec)
     run_time = {"fc1.input_scale": scale, "fc1.input_zero_point": zero_point}
-    return EngineRun(
-        test_loss(model, data), {**_weights(model), **run_time, "output": model(data.test_x).data}
-    )
+    return EngineRun(test_loss(model, data), {**_weights(model), **run_time, "output": model(data.test_x).data})
 
 
 def describe_static(model: Any, data: Data) -> EngineRun:
@@ -171,12 +169,12 @@ def describe_static(model: Any, data: Data) -> EngineRun:
 # ---- the three flows -------------------------------------------------------------------------------------------------
 
 
-def dynamic(net: Net, data: Data, engine: str) -> EngineRun:
+def dynamic(net: nn.Module, data: Data, engine: str) -> EngineRun:
     """Float weights → dynamically quantized."""
     return describe_dynamic(quantize_dynamic(net, default_dynamic_qconfig(engine)), data, engine)
 
 
-def static(net: Net, data: Data, engine: str) -> EngineRun:
+def static(net: nn.Module, data: Data, engine: str) -> EngineRun:
     """Float weights → calibrated → integer; the ReLU fused in where the engine's name says so."""
     backend, _, fused = engine.partition("+")
     prepared = prepare(fuse_modules(net, ["fc1", "relu"]) if fused else net, get_default_qconfig(backend))
@@ -205,15 +203,13 @@ def converted_qat(state: Mapping[str, np.ndarray], data: Data, engine: str) -> E
 # ---- both sides ------------------------------------------------------------------------------------------------------
 
 
-def _both(
-    name: str, engine: str, torch_run: TorchRun, data: Data
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _both(name: str, engine: str, torch_run: TorchRun, data: Data) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Minquant's and torch's arrays, both sides having quantized torch's trained weights."""
     state = torch_run.states[engine]
     if name == "qat":
         ours = converted_qat(state, data, engine)
     else:
-        net = Net().eval()
+        net: nn.Module = Net().eval()
         net.load_state_dict(state)
         ours = (dynamic if name == "dynamic" else static)(net, data, engine)
     theirs = torch_run.engines[engine].arrays
@@ -259,19 +255,13 @@ def run_demo(name: str, torch_run: TorchRun, progress: Callable[[str], None] = l
     engines = {}
     for engine in ENGINES:
         progress(f"{name}, {engine}")
-        losses = (
-            trained_qat(engine) if name == "qat" else (float_loss, _quantized_loss(name, net, data, engine))
-        )
+        losses = trained_qat(engine) if name == "qat" else (float_loss, _quantized_loss(name, net, data, engine))
         demo.arrays[engine] = _both(name, engine, torch_run, data)
         engines[engine] = _result(losses, _torch_losses(name, torch_run, engine), demo.arrays[engine])
         if name == "static":
             engines[engine] |= _fused(net, data, engine, torch_run, demo)
     progress(f"{name}, reference")
-    own = (
-        trained_qat("reference")
-        if name == "qat"
-        else (float_loss, _quantized_loss(name, net, data, "reference"))
-    )
+    own = trained_qat("reference") if name == "qat" else (float_loss, _quantized_loss(name, net, data, "reference"))
     engines["reference"] = _result(own, (None, None))
     corrected = _result(own, _torch_losses(name, torch_run, "x86")) if name == "qat" else engines["x86"]
     published = {"dynamic": engines["x86"], "static": _twice(float_loss, torch_run.float_loss)}
@@ -280,7 +270,7 @@ def run_demo(name: str, torch_run: TorchRun, progress: Callable[[str], None] = l
     return demo
 
 
-def _quantized_loss(name: str, net: Net, data: Data, engine: str) -> float:
+def _quantized_loss(name: str, net: nn.Module, data: Data, engine: str) -> float:
     return (dynamic if name == "dynamic" else static)(net, data, engine).loss
 
 
@@ -294,7 +284,7 @@ def _torch_losses(name: str, torch_run: TorchRun, engine: str) -> tuple[float, f
     return (torch_run.float_loss if run.prepared_loss is None else run.prepared_loss), run.loss
 
 
-def _fused(net: Net, data: Data, engine: str, torch_run: TorchRun, demo: Demo) -> dict[str, Any]:
+def _fused(net: nn.Module, data: Data, engine: str, torch_run: TorchRun, demo: Demo) -> dict[str, Any]:
     """The same flow with the ReLU fused into fc1."""
     fused = f"{engine}+relu"
     pairs = demo.arrays[fused] = _both("static", fused, torch_run, data)

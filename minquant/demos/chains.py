@@ -18,9 +18,13 @@ def random_chain(rng: np.random.Generator) -> tuple[nn.Module, int]:
     layers: list[nn.Module] = []
     for n_in, n_out in zip(widths[:-1], widths[1:], strict=True):
         linear = nn.Linear(int(n_in), int(n_out), bias=bool(rng.integers(2)))
-        layers += [[linear], [linear, nn.ReLU()], [LinearReLU(linear, nn.ReLU())], [linear, nn.Flatten()]][
-            rng.integers(4)
+        blocks: list[list[nn.Module]] = [
+            [linear],
+            [linear, nn.ReLU()],
+            [LinearReLU(linear, nn.ReLU())],
+            [linear, nn.Flatten()],
         ]
+        layers += blocks[rng.integers(4)]
     return QuantWrapper(nn.Sequential(*layers)), int(widths[0])
 
 

@@ -35,7 +35,7 @@ def record(path: Path = FILE) -> None:
                 arrays[f"{name}/{engine}/result/{key}"] = value[:ROWS] if key == "output" else value
             for key, value in run.states[engine].items():
                 arrays[f"{name}/{engine}/state/{key}"] = value
-    np.savez_compressed(path, facts=np.array(json.dumps(facts)), **arrays)
+    np.savez_compressed(path, **{"facts": np.array(json.dumps(facts)), **arrays})  # type: ignore[arg-type]
 
 
 def load(name: str, path: Path = FILE) -> TorchRun:

@@ -60,9 +60,7 @@ def choose_qparams(x_min: Any, x_max: Any, spec: QSpec) -> QParams:
     if (low > high).any():
         raise ValueError(f"choose_qparams: x_min must not exceed x_max, got {low} … {high}")
     lo, hi = np.minimum(low, np.float32(0)), np.maximum(high, np.float32(0))
-    with np.errstate(
-        over="ignore"
-    ):  # a range wider than float32 gives an infinite scale, which QParams refuses
+    with np.errstate(over="ignore"):  # a range wider than float32 gives an infinite scale, which QParams refuses
         scale, zero_point = _symmetric(lo, hi, spec) if spec.symmetric else _affine(lo, hi, spec)
     return QParams(scale, zero_point, spec)
 
@@ -82,9 +80,7 @@ def _symmetric(lo: np.ndarray, hi: np.ndarray, spec: QSpec) -> tuple[np.ndarray,
 
 def to_codes(x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray) -> np.ndarray:
     """``rint(f(x · f(1/s))) + z`` before clipping, float32."""
-    with np.errstate(
-        over="ignore"
-    ):  # an overflow to ±inf is clipped to the end of the grid, where it belongs
+    with np.errstate(over="ignore"):  # an overflow to ±inf is clipped to the end of the grid, where it belongs
         return np.rint(x * (np.float32(1) / scale)) + zero_point.astype(np.float32)
 
 
@@ -144,9 +140,7 @@ class RoundToGrid(Function):
         return grad * inside
 
 
-def straight_through_range(
-    x_min: np.ndarray, x_max: np.ndarray, spec: QSpec
-) -> tuple[np.ndarray, np.ndarray]:
+def straight_through_range(x_min: np.ndarray, x_max: np.ndarray, spec: QSpec) -> tuple[np.ndarray, np.ndarray]:
     """Where the straight-through gradient passes: the observed range with 0; symmetric, ``|x| ≤ amax``."""
     lo, hi = np.minimum(x_min, np.float32(0)), np.maximum(x_max, np.float32(0))
     if not spec.symmetric:

@@ -130,7 +130,7 @@ class IntegerWeight(Module):
     def _check_features(self, shape: tuple[int, ...]) -> None:
         if not shape or shape[-1] != self.in_features:
             raise ValueError(
-                f"{self._kind}{at(self)}: expected {self.in_features} input features on the last axis, got shape {shape}"
+                f"{self._kind}{at(self)}: the last axis must have {self.in_features} features, got shape {shape}"
             )
 
     def extra_repr(self) -> str:
@@ -160,7 +160,7 @@ class QuantizedLinear(IntegerWeight):
         super().__init__(weight, bias, backend)
         check_integer_spec(output.spec, "output")
         if not isinstance(output.spec.granularity, PerTensor):
-            raise ValueError(f"{self._kind}: the output needs one scale for the whole tensor, got {output.spec}")
+            raise ValueError(f"{self._kind}: the output needs one scale for all values, got {output.spec}")
         self.output = output
 
     def forward(self, x: QTensor) -> QTensor:
@@ -211,8 +211,8 @@ class DynamicQuantizedLinear(IntegerWeight):
         self._check_features(array.shape)
         if not np.isfinite(array).all():
             raise ValueError(
-                f"{self._kind}{at(self)}: {(~np.isfinite(array)).sum()} of {array.size} input values are NaN or infinite: "
-                "no range, so no grid"
+                f"{self._kind}{at(self)}: {(~np.isfinite(array)).sum()} of {array.size} input values are NaN or "
+                "infinite: no range, so no grid"
             )
         dialect = get_dialect(self.backend)
         return Tensor(dialect.dynamic_linear(array, self.weight, self._bias_or_zeros(), self.relu, self.input_spec))
@@ -236,15 +236,15 @@ def quantize_weight(weight: Parameter, qparams: QParams, path: str) -> QTensor:
 
 
 def at(module: Any) -> str:
-    """" 'path'" of a layer inside a model, for messages."""
+    """The quoted path of a layer inside a model, after a space, for messages."""
     return f" '{module.path}'" if module.path else ""
 
 
 def no_quant_stub(module: Any) -> str:
     """What to say to somebody whose model has no QuantStub where one belongs."""
     return (
-        f"{type(module).__name__}{at(module)}: expected values on a quantization grid, got plain real values: there is no "
-        "QuantStub between the model's input and this layer, or an operation between the two left the grid. Put a "
+        f"{type(module).__name__}{at(module)}: expected values on a quantization grid, got plain real values: there "
+        "is no QuantStub between the model's input and this layer, or an operation between the two left the grid. Put a "
         "QuantStub before it, or wrap the model in QuantWrapper(model) before prepare"
     )
 
@@ -256,4 +256,6 @@ def check_integer_spec(spec: QSpec, role: str) -> None:
         ValueError: more than 8 bits.
     """
     if spec.bits > 8:
-        raise ValueError(f"integer layers take 2 to 8 bits, got {spec} for the {role}; 16 bits are for fake_quantize only")
+        raise ValueError(
+            f"integer layers take 2 to 8 bits, got {spec} for the {role}; 16 bits are for fake_quantize only"
+        )

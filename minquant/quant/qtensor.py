@@ -50,6 +50,9 @@ class QTensor:
         integers: integer array, every value inside ``qmin … qmax``.
         qparams: the grid.
 
+    Attributes:
+        storage: the bytes that are kept: packed (see `pack_bits`) up to 4 bits, else the integers themselves.
+
     Raises:
         TypeError: the array is not of integer type.
         ValueError: a value off the grid; a shape that does not fit the granularity.
@@ -70,14 +73,14 @@ class QTensor:
         self.shape = integers.shape
         self.qparams = qparams
         self._packed = spec.bits <= PACKED_UP_TO
-        self._storage = pack_bits(integers, spec.bits) if self._packed else integers.astype(spec.dtype)
+        self.storage = pack_bits(integers, spec.bits) if self._packed else integers.astype(spec.dtype)
 
     def int_repr(self) -> np.ndarray:
         """The integers, as int8, uint8, int16 or uint16 (torch's name). Treat the result as read-only."""
         if not self._packed:
-            return self._storage
+            return self.storage
         spec = self.qparams.spec
-        return unpack_bits(self._storage, spec.bits, spec.signed, self.shape)
+        return unpack_bits(self.storage, spec.bits, spec.signed, self.shape)
 
     def dequantize(self) -> np.ndarray:
         """The real values, ``f((q - zero_point) * scale)`` in float32; the difference is exact."""
@@ -91,7 +94,7 @@ class QTensor:
         A symmetric grid's zero points follow from its `QSpec` and are not stored.
         """
         zero_points = 0 if self.qparams.spec.symmetric else self.qparams.zero_point.size * 4
-        return self._storage.nbytes + self.qparams.scale.nbytes + zero_points
+        return self.storage.nbytes + self.qparams.scale.nbytes + zero_points
 
     @property
     def ndim(self) -> int:
@@ -106,9 +109,7 @@ class QTensor:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __tensor_function__(
-        self, function: type, inputs: tuple[Any, ...], options: dict[str, Any]
-    ) -> QTensor:
+    def __tensor_function__(self, function: type, inputs: tuple[Any, ...], options: dict[str, Any]) -> QTensor:
         """Runs a differentiable operation on the integers, where it has a meaning there.
 
         Such an operation maps grid points to grid points and can be done on ``q - zero_point``: relu, reshape,
@@ -133,13 +134,13 @@ class QTensor:
         """The same integers in another shape."""
         from minquant import functional
 
-        return functional.reshape(self, *shape)
+        return functional.reshape(self, shape)  # type: ignore[return-value]
 
     def flatten(self, start_dim: int = 0, end_dim: int = -1) -> QTensor:
         """The same integers with the axes `start_dim` … `end_dim` made one."""
         from minquant import functional
 
-        return functional.flatten(self, start_dim, end_dim)
+        return functional.flatten(self, start_dim, end_dim)  # type: ignore[return-value]
 
     def _refuse(self, *_: Any) -> Any:
         raise TypeError(
@@ -152,9 +153,7 @@ class QTensor:
     __array_ufunc__ = None  # so that `array + qtensor` comes here too, and not element by element
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
-        raise TypeError(
-            "a QTensor is no plain array: say .int_repr() for its integers or .dequantize() for its values"
-        )
+        raise TypeError("a QTensor is no plain array: say .int_repr() for its integers or .dequantize() for its values")
 
     def __repr__(self) -> str:
         return f"QTensor({self.int_repr()}, {self.qparams})"

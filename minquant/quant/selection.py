@@ -124,7 +124,5 @@ def submodule(model: Module, path: str, flow: str) -> Module:
     if path not in names:
         close = difflib.get_close_matches(path, names, n=3)
         known = " or ".join(map(repr, close)) if close else ", ".join(filter(None, names))
-        raise ValueError(
-            f"{flow}: no module is named {path!r}; {'did you mean' if close else 'there are'} {known}?"
-        )
+        raise ValueError(f"{flow}: no module is named {path!r}; {'did you mean' if close else 'there are'} {known}?")
     return model.get_submodule(path)

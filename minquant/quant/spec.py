@@ -111,9 +111,7 @@ class PerToken:
     def qparams_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the scales of a tensor of this shape: ``shape[:-1]``."""
         if not shape:
-            raise ValueError(
-                "PerToken: expected a tensor with at least one axis, got a 0-d one; use PerTensor()"
-            )
+            raise ValueError("PerToken: expected a tensor with at least one axis, got a 0-d one; use PerTensor()")
         return shape[:-1]
 
     def expand(self, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -151,8 +149,8 @@ class QSpec:
     signed: bool = True
     symmetric: bool = False
     granularity: Granularity = PerTensor()
-    qmin: int | None = None
-    qmax: int | None = None
+    qmin: int = None  # type: ignore[assignment]  # the full range's ends, if left out
+    qmax: int = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         if self.bits not in (2, 3, 4, 5, 6, 7, 8, 16):

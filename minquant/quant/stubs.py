@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from minquant import functional
@@ -52,9 +54,9 @@ class DeQuantize(Module):
 class GridDropout(Dropout):
     """Dropout on a grid: what is kept grows by ``1/(1-p)``, and so does the grid's scale."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = functional.dropout(x, self.p, self.training)
-        if self.training and x.qparams is not None and self.p < 1:
-            grid = x.qparams
+    def forward(self, input: Any) -> Any:
+        y = functional.dropout(input, self.p, self.training)
+        grid = getattr(input, "qparams", None)
+        if self.training and grid is not None and self.p < 1:
             y.qparams = QParams(grid.scale * np.float32(1 / (1 - self.p)), grid.zero_point, grid.spec)
         return y

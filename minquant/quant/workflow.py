@@ -83,9 +83,7 @@ def prepare_qat(model: Module, qconfig: QConfigs) -> Module:
     Source: torch.ao.quantization.prepare_qat, torch 2.13, which copies the Parameters.
     """
     if not model.training:
-        raise ValueError(
-            "prepare_qat expects a model in training mode, got one in eval mode; call model.train() first"
-        )
+        raise ValueError("prepare_qat expects a model in training mode, got one in eval mode; call model.train() first")
     check_quant_stub(model, "prepare_qat")
     shared = copy.deepcopy(model, {id(p): p for p in model.parameters()})
     configs = select(shared, qconfig, "prepare_qat")
@@ -123,7 +121,7 @@ def convert(model: Module) -> Module:
         raise ValueError(
             "convert: this model is converted already"
             if is_quantized(model)
-            else "convert: no layer of this model was prepared; call prepare(model, qconfig) and calibrate, or prepare_qat(...)"
+            else "convert: no layer was prepared; call prepare and calibrate the result, or prepare_qat and train it"
         )
     _check_calibrated(watched)
 
@@ -184,10 +182,10 @@ def fuse_modules(model: Module, modules_to_fuse: Sequence[str] | Sequence[Sequen
 
     Source: torch.ao.quantization.fuse_modules, torch 2.13.
     """
-    pairs = [modules_to_fuse] if isinstance(modules_to_fuse[0], str) else modules_to_fuse
+    pairs: Any = [modules_to_fuse] if isinstance(modules_to_fuse[0], str) else modules_to_fuse
     fused = copy.deepcopy(model)
     for pair in pairs:
-        parts = [submodule(fused, path, "fuse_modules") for path in pair]
+        parts: Any = [submodule(fused, path, "fuse_modules") for path in pair]
         if [type(part) for part in parts] != [Linear, ReLU]:
             kinds = ", ".join(type(part).__name__ for part in parts)
             raise ValueError(f"fuse_modules: expected a Linear and a ReLU, got {list(pair)} ({kinds})")
@@ -237,8 +235,8 @@ def _check_calibrated(watched: dict[str, Any]) -> None:
     blind = [path or "the model itself" for path, m in watched.items() if not _observer(m).saw_data]
     if blind:
         raise ValueError(
-            f"convert: the observers of {', '.join(blind)} have seen no data; run calibration data through the prepared "
-            "model (or train it) first"
+            f"convert: the observers of {', '.join(blind)} have seen no data; run calibration data through the "
+            "prepared model (or train it) first"
         )
 
 
@@ -284,6 +282,7 @@ def _qat_linear(module: Module, path: str, config: QConfig) -> QATLinear:
 
 def _integer_linear(module: Any, path: str) -> QuantizedLinear:
     backend, output = module.qconfig.backend, _output_grid(module)
+    linear: Any
     if isinstance(module, QATLinear):
         linear, relu = module, module.relu
         qparams = module.weight_fake_quant.weight_qparams(module.weight)

@@ -93,9 +93,7 @@ class Dialect(ABC):
                 f'{self.name} has no Linear for a weight {spec}; use PerTensor or PerChannel, or backend="reference"'
             )
 
-    def dynamic_linear(
-        self, x: np.ndarray, weight: QTensor, bias: np.ndarray, relu: bool, spec: QSpec
-    ) -> np.ndarray:
+    def dynamic_linear(self, x: np.ndarray, weight: QTensor, bias: np.ndarray, relu: bool, spec: QSpec) -> np.ndarray:
         """Dynamic quantized Linear: float32 in, float32 out, integers in between.
 
         Args:

@@ -10,7 +10,12 @@ SMALLEST_SCALE = np.float32(6.1e-5)
 
 
 def fbgemm_qparams(
-    x_min: float, x_max: float, qmin: int, qmax: int, symmetric: bool = False, scale_dtype: type = np.float64
+    x_min: float | np.floating,
+    x_max: float | np.floating,
+    qmin: int,
+    qmax: int,
+    symmetric: bool = False,
+    scale_dtype: type = np.float64,
 ) -> tuple[np.float64, int]:
     """The grid that FBGEMM chooses for a range: not the observers' formula.
 

@@ -13,8 +13,8 @@ __all__ = ["ONEDNN"]
 
 def reciprocal_twice(value: np.ndarray) -> np.ndarray:
     """``f(1/f(1/float64(v)))``: the library is handed the reciprocal of each scale and takes it back."""
-    inverse = (1.0 / np.float64(value)).astype(np.float32)
-    return np.float32(1) / inverse
+    inverse = (1.0 / value.astype(np.float64)).astype(np.float32)
+    return np.asarray(np.float32(1) / inverse)
 
 
 class ONEDNN(TorchDialect):
@@ -25,9 +25,9 @@ class ONEDNN(TorchDialect):
     def quantize_at_run_time(self, x: np.ndarray, spec: QSpec) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """``clip(rint(f(f(x · f(1/se)) + z)), 0, 255)`` with ``se`` the twice inverted scale."""
         scale, zero_point = fbgemm_qparams(*run_time_range(x), spec.qmin, spec.qmax)
-        effective = reciprocal_twice(scale)
+        effective = reciprocal_twice(np.asarray(scale))
         codes = np.rint(x * (np.float32(1) / effective) + np.float32(zero_point))
-        return np.clip(codes, 0, 255).astype(np.uint8), effective, np.int32(zero_point)
+        return np.clip(codes, 0, 255).astype(np.uint8), effective, np.asarray(zero_point, np.int32)
 
     def rescale(self, acc: np.ndarray, x_scale: np.ndarray, w_scale: np.ndarray, bias: np.ndarray) -> np.ndarray:
         """``y = f(f(f(f(acc)·se)·we) + bias)``."""

@@ -3,7 +3,7 @@
 A Linear computes, in float32 and in this order, with groups g of K in ascending order (one group unless the
 weight is quantized per group) and nothing fused:
 
-    ``acc_g = Σₖ (qx - zx)(qw - zw)`` exact  →  ``y = Σ_g f(f(acc_g) · f(sx·sw_g))``  →  ``+ bias``  →  relu  →  next grid
+    ``acc_g = Σₖ (qx - zx)(qw - zw)`` exact  →  ``y = Σ_g f(f(acc_g)·f(sx·sw_g))``  →  ``+ bias``  →  relu  →  quantize
 
 Quantization-aware training runs this same arithmetic forward, so that a trained model and the converted one
 agree to the last bit; only its gradient is that of the float Linear.
@@ -79,7 +79,7 @@ class Reference(Dialect):
     def real_output(
         self, qx: np.ndarray, x_scale: np.ndarray, zx: np.ndarray, weight: QTensor, bias: np.ndarray
     ) -> np.ndarray:
-        """Integers (M, K) -> float32 output (M, N); with groups, ``y = f(y + f(f(acc_g) · f(sx·sw_g)))``, then the bias."""
+        """Integers (M, K) -> float32 (M, N); with groups, ``y = f(y + f(f(acc_g) · f(sx·sw_g)))``, then the bias."""
         if not isinstance(weight.qparams.spec.granularity, PerGroup):
             return super().real_output(qx, x_scale, zx, weight, bias)
         y = np.zeros((len(qx), len(weight)), np.float32)

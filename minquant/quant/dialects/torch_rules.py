@@ -92,9 +92,8 @@ class TorchDialect(Dialect):
     def quantize_at_run_time(self, x: np.ndarray, spec: QSpec) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """FBGEMM's grid for the range of this x; the operator clips at 0…255 even where the grid ends at 127."""
         scale, zero_point = fbgemm_qparams(*run_time_range(x), spec.qmin, spec.qmax)
-        codes = quantize_codes(x, np.float32(scale), np.int32(zero_point))
-        q = np.clip(codes, 0, 255).astype(np.uint8)
-        return q, np.float32(scale), np.int32(zero_point)
+        grid = np.asarray(scale, np.float32), np.asarray(zero_point, np.int32)
+        return np.clip(quantize_codes(x, *grid), 0, 255).astype(np.uint8), *grid
 
     @abstractmethod
     def requantize(
@@ -123,7 +122,7 @@ class TorchDialect(Dialect):
 def quantize_codes(x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray) -> np.ndarray:
     """``rint(fma(x, f(1/s), z))`` before clipping, float32."""
     with np.errstate(over="ignore"):
-        return np.rint(fma(x, np.float32(1) / np.float32(scale), zero_point))
+        return np.rint(fma(x, np.float32(1) / scale, zero_point))
 
 
 def run_time_range(x: np.ndarray) -> tuple[np.float32, np.float32]:

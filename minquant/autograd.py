@@ -57,9 +57,7 @@ class Function:
     then, and are freed afterwards. Anything else may be kept as an attribute.
     """
 
-    on_grid: ClassVar[bool] = (
-        False  # maps the points of its first input's quantization grid to points of the same grid
-    )
+    on_grid: ClassVar[bool] = False  # maps the points of its first input's quantization grid to points of the same grid
     promotes: ClassVar[bool] = False  # brings its inputs to one dtype first
     broadcasts: ClassVar[bool] = False  # stretches its inputs, so gradients are summed back to their shapes
     floats_only: ClassVar[bool] = False  # refuses integer and bool inputs
@@ -120,16 +118,13 @@ class Function:
             for t in tensors:
                 if not is_float(t.dtype):
                     raise TypeError(
-                        f"{cls.__name__} expects float32 or float64, got {t.dtype}: "
-                        "convert it, e.g. with .float()"
+                        f"{cls.__name__} expects float32 or float64, got {t.dtype}: convert it, e.g. with .float()"
                     )
 
     def _link(self, tensors: Sequence[Tensor], out: Tensor) -> None:
         """Make `out` the result of this operation on `tensors`: grid, version counter and graph."""
         grid = tensors[0].qparams if self.on_grid else None
-        if (
-            grid is not None and np.ndim(grid.scale) == 0
-        ):  # a per-channel grid has an axis, which may have moved
+        if grid is not None and np.ndim(grid.scale) == 0:  # a per-channel grid has an axis, which may have moved
             out.qparams = grid
         if out.data.base is not None:
             for t in tensors:
@@ -166,22 +161,16 @@ class Function:
         result = self.backward(grad)
         results = result if isinstance(result, tuple) else (result,)
         if len(results) != len(self.inputs):
-            raise RuntimeError(
-                f"{self}.backward returned {len(results)} gradients for {len(self.inputs)} inputs"
-            )
+            raise RuntimeError(f"{self}.backward returned {len(results)} gradients for {len(self.inputs)} inputs")
         return [
-            (t, self._fit(g, t))
-            for t, g in zip(self.inputs, results, strict=True)
-            if t.requires_grad and g is not None
+            (t, self._fit(g, t)) for t, g in zip(self.inputs, results, strict=True) if t.requires_grad and g is not None
         ]
 
     def _fit(self, grad: np.ndarray, t: Tensor) -> np.ndarray:
         if self.broadcasts:
             grad = unbroadcast(grad, t.shape)
         if grad.shape != t.shape:
-            raise RuntimeError(
-                f"{self}.backward returned a gradient of shape {grad.shape} for an input of {t.shape}"
-            )
+            raise RuntimeError(f"{self}.backward returned a gradient of shape {grad.shape} for an input of {t.shape}")
         return grad.astype(t.dtype, copy=False)
 
     def __repr__(self) -> str:
@@ -231,12 +220,10 @@ def _step(function: Function, grad: np.ndarray, pending: dict[Function, np.ndarr
 
 def _accumulate(t: Tensor, grad: np.ndarray) -> None:
     if t.grad is None:
-        t.grad = Tensor(
-            np.array(grad, dtype=t.dtype, order="C")
-        )  # a copy: gradients of different tensors never alias
+        t.grad = Tensor(np.array(grad, dtype=t.dtype, order="C"))  # a copy: gradients of different tensors never alias
     else:
-        with no_grad():
-            t.grad += Tensor(grad)
+        np.add(t.grad.data, grad, out=t.grad.data)
+        t.grad._version[0] += 1
 
 
 def total(x: np.ndarray, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> np.ndarray:
@@ -251,9 +238,7 @@ def unbroadcast(grad: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     if grad.shape == shape:
         return grad
     new = grad.ndim - len(shape)  # axes that broadcasting put in front
-    stretched = tuple(range(new)) + tuple(
-        new + i for i, n in enumerate(shape) if n == 1 and grad.shape[new + i] != 1
-    )
+    stretched = tuple(range(new)) + tuple(new + i for i, n in enumerate(shape) if n == 1 and grad.shape[new + i] != 1)
     return total(grad, stretched, keepdims=True).reshape(shape)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 PROBE = """
 import json, sys, time
-import numpy, numpy.random
+import numpy
 start = time.perf_counter()
 import minquant
 seconds = time.perf_counter() - start

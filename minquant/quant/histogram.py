@@ -234,9 +234,7 @@ def step_targets(histogram: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
     return lefts, rights, alpha, beta
 
 
-def quantization_error(
-    histogram: np.ndarray, low: np.ndarray, high: np.ndarray, cuts: np.ndarray
-) -> np.ndarray:
+def quantization_error(histogram: np.ndarray, low: np.ndarray, high: np.ndarray, cuts: np.ndarray) -> np.ndarray:
     """Squared error of each cut, float32 of shape ``(C,)``; the formula is step 4 of the module's text.
 
     Args:

@@ -91,9 +91,7 @@ class Observer(Module):
         )
         self._check_kind()
         self.has_customized_qrange = quant_min is not None or quant_max is not None
-        low, high = (
-            self._checked_range(quant_min, quant_max) if self.has_customized_qrange else DTYPE_RANGES[dtype]
-        )
+        low, high = self._checked_range(quant_min, quant_max) if self.has_customized_qrange else DTYPE_RANGES[dtype]
         self.quant_min, self.quant_max = (low // 2, high // 2) if reduce_range else (low, high)
         if not eps > 0:
             raise ValueError(f"{type(self).__name__}: eps, the smallest scale, must be positive, got {eps!r}")
@@ -167,7 +165,7 @@ class Observer(Module):
         Raises:
             ValueError: nothing was seen, or the range is not finite.
         """
-        self.range()
+        self._refuse_if_unseen()
         return QParams(*self.calculate_qparams(), self.spec)
 
     @property
@@ -180,9 +178,12 @@ class Observer(Module):
         Raises:
             ValueError: nothing was seen.
         """
+        self._refuse_if_unseen()
+        return self.min_val.data, self.max_val.data
+
+    def _refuse_if_unseen(self) -> None:
         if not self.saw_data:
             raise ValueError(f"{type(self).__name__}: saw no data; run the model on calibration data first")
-        return self.min_val.data, self.max_val.data
 
     def calculate_qparams(self) -> tuple[np.ndarray, np.ndarray]:
         """Scale and zero point of the grid for the range.
@@ -239,9 +240,7 @@ class Observer(Module):
             raise ValueError(f"{name}: dtype must be 'quint8' or 'qint8', got {self.dtype!r}")
         schemes = (f"per_{kind}_affine", f"per_{kind}_symmetric")
         if self.qscheme not in schemes:
-            raise ValueError(
-                f"{name}: qscheme must be {schemes[0]!r} or {schemes[1]!r}, got {self.qscheme!r}"
-            )
+            raise ValueError(f"{name}: qscheme must be {schemes[0]!r} or {schemes[1]!r}, got {self.qscheme!r}")
         if self.reduce_range and self.dtype == "quint8" and self._symmetric:
             raise ValueError(
                 f"{name}: reduce_range with symmetric 'quint8' would put the zero point, 128, outside 0…127; "
@@ -251,17 +250,13 @@ class Observer(Module):
     def _checked_range(self, low: int | None, high: int | None) -> tuple[int, int]:
         name, (lowest, highest) = type(self).__name__, DTYPE_RANGES[self.dtype]
         if low is None or high is None:
-            raise ValueError(
-                f"{name}: give both quant_min and quant_max or neither, got {low!r} and {high!r}"
-            )
+            raise ValueError(f"{name}: give both quant_min and quant_max or neither, got {low!r} and {high!r}")
         if low >= high:
             raise ValueError(f"{name}: quant_min must be below quant_max, got {low} and {high}")
         if not low <= 0 <= high:
             raise ValueError(f"{name}: quant_min … quant_max must hold 0, got {low} … {high}")
         if low < lowest or high > highest:
-            raise ValueError(
-                f"{name}: {low} … {high} does not fit {self.dtype!r}, which holds {lowest} … {highest}"
-            )
+            raise ValueError(f"{name}: {low} … {high} does not fit {self.dtype!r}, which holds {lowest} … {highest}")
         return int(low), int(high)
 
 
@@ -361,7 +356,5 @@ class MovingAveragePerChannelMinMaxObserver(MovingAverage, PerChannelMinMaxObser
         quant_max: int | None = None,
         eps: float = 2.0**-23,
     ) -> None:
-        PerChannelMinMaxObserver.__init__(
-            self, ch_axis, dtype, qscheme, reduce_range, quant_min, quant_max, eps
-        )
+        PerChannelMinMaxObserver.__init__(self, ch_axis, dtype, qscheme, reduce_range, quant_min, quant_max, eps)
         self._set_averaging_constant(averaging_constant)

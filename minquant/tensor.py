@@ -24,9 +24,7 @@ def is_float(dtype: np.dtype) -> bool:
 
 
 def _as_array(data: Any) -> np.ndarray:
-    typed = hasattr(
-        data, "dtype"
-    )  # an array or a NumPy scalar keeps its dtype, Python's floats become float32
+    typed = hasattr(data, "dtype")  # an array or a NumPy scalar keeps its dtype, Python's floats become float32
     array = np.asarray(data)
     if not typed and array.dtype == np.float64:
         array = array.astype(np.float32)
@@ -101,9 +99,7 @@ class Tensor:
     @requires_grad.setter
     def requires_grad(self, value: bool) -> None:
         if value and not is_float(self.dtype):
-            raise RuntimeError(
-                f"only float32 and float64 tensors can require a gradient, this one is {self.dtype}"
-            )
+            raise RuntimeError(f"only float32 and float64 tensors can require a gradient, this one is {self.dtype}")
         if not value and not self.is_leaf:
             raise RuntimeError("requires_grad can be switched off for leaves only: use detach()")
         self._requires_grad = bool(value)
@@ -138,13 +134,7 @@ class Tensor:
 
     def __repr__(self) -> str:
         values = np.array2string(self.data, precision=4, separator=", ", prefix=type(self).__name__ + "(")
-        origin = (
-            f", grad_fn={self.grad_fn}"
-            if self.grad_fn
-            else ", requires_grad=True"
-            if self.requires_grad
-            else ""
-        )
+        origin = f", grad_fn={self.grad_fn}" if self.grad_fn else ", requires_grad=True" if self.requires_grad else ""
         shape = f", shape={self.shape}" if self.numel() > 1000 or not self.numel() else ""
         return f"{type(self).__name__}({values}, {self.dtype}{shape}{origin})"
 
@@ -172,9 +162,7 @@ class Tensor:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         if not self.is_leaf:
-            raise RuntimeError(
-                f"only leaves can be deep-copied, this tensor was made by {self.grad_fn}: detach() it"
-            )
+            raise RuntimeError(f"only leaves can be deep-copied, this tensor was made by {self.grad_fn}: detach() it")
         new = type(self).__new__(type(self))
         memo[id(self)] = new
         Tensor.__init__(new, self.data.copy(), self.requires_grad)
@@ -242,9 +230,7 @@ class Tensor:
                     "Make a new tensor, or write inside no_grad()"
                 )
             if self._is_view:
-                raise RuntimeError(
-                    f"{operation} on a view, which its base's graph would not see: change a clone()"
-                )
+                raise RuntimeError(f"{operation} on a view, which its base's graph would not see: change a clone()")
             self.grad_fn, self._requires_grad = new.grad_fn, True
         np.copyto(self.data, new.data, casting="same_kind")
         self._version[0] += 1
@@ -255,7 +241,7 @@ class Tensor:
         value = as_tensor(value)
         if is_grad_enabled() and (self.requires_grad or value.requires_grad):
             return self._overwrite(F.setitem(self._alias(), index, value), operation)
-        self.data[F.array_index(index)] = value.data
+        F.assign(self.data, F.array_index(index), value.data)
         self._version[0] += 1
         self.qparams = None
         return self

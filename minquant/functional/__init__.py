@@ -5,6 +5,7 @@ from __future__ import annotations
 from minquant.functional.binary import add, compare, div, matmul, mul, pow, sub, where
 from minquant.functional.movement import (
     array_index,
+    assign,
     cat,
     expand,
     flatten,
@@ -37,7 +38,7 @@ from minquant.functional.unary import (
 )
 
 __all__ = [
-    "abs", "add", "argmax", "array_index", "cast", "cat", "clip", "clone", "compare", "cross_entropy", "div",
+    "abs", "add", "argmax", "array_index", "assign", "cast", "cat", "clip", "clone", "compare", "cross_entropy", "div",
     "dropout", "exp", "expand", "flatten", "gelu", "getitem", "linear", "log", "log_softmax", "matmul", "max",
     "mean", "min", "mse_loss", "mul", "neg", "permute", "pow", "relu", "reshape", "setitem", "sigmoid",
     "silu", "softmax", "split", "sqrt", "squeeze", "stack", "sub", "sum", "tanh", "transpose", "unsqueeze",

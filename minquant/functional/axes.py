@@ -13,9 +13,7 @@ def axis_of(dim: int, shape: Sequence[int]) -> int:
     """The axis, counted from the front; ValueError if the shape has no such axis."""
     n = len(shape)
     if not -n <= dim < n:
-        raise ValueError(
-            f"dim {dim} is outside shape {tuple(shape)}" + f": expected {-n} to {n - 1}" * bool(n)
-        )
+        raise ValueError(f"dim {dim} is outside shape {tuple(shape)}" + f": expected {-n} to {n - 1}" * bool(n))
     return dim % n
 
 

@@ -30,9 +30,7 @@ class Reshape(Movement):
         try:
             return x.reshape(shape)
         except ValueError:
-            raise ValueError(
-                f"reshape: shape {x.shape} has {x.size} elements, which do not fill {shape}"
-            ) from None
+            raise ValueError(f"reshape: shape {x.shape} has {x.size} elements, which do not fill {shape}") from None
 
     def backward(self, grad: np.ndarray) -> np.ndarray:
         return grad.reshape(self.shape)
@@ -57,9 +55,7 @@ class Expand(Movement):
     def forward(self, x: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:
         self.shape = x.shape
         new = len(sizes) - x.ndim
-        kept = tuple(
-            x.shape[i - new] if n == -1 and i >= new else n for i, n in enumerate(sizes)
-        )  # -1: as it is
+        kept = tuple(x.shape[i - new] if n == -1 and i >= new else n for i, n in enumerate(sizes))  # -1: as it is
         try:
             return np.broadcast_to(x, kept)
         except ValueError:
@@ -77,13 +73,14 @@ class GetItem(Movement):
     def forward(self, x: np.ndarray, index: Any) -> np.ndarray:
         self.shape, self.index = x.shape, index
         try:
-            return np.asarray(x[index])
+            base, last = _last_step(x, index)
+            return np.asarray(base[last])
         except IndexError as error:
             raise IndexError(f"indexing a tensor of shape {x.shape}: {error}") from None
 
     def backward(self, grad: np.ndarray) -> np.ndarray:
         out = np.zeros(self.shape, grad.dtype)
-        np.add.at(out, self.index, grad)
+        np.add.at(*_last_step(out, self.index), grad)
         return out
 
 
@@ -93,13 +90,41 @@ class SetItem(Function):
     def forward(self, x: np.ndarray, value: np.ndarray, index: Any) -> np.ndarray:
         self.index, self.shape = index, value.shape
         out = x.copy()
-        out[index] = value
+        assign(out, index, value)
         return out
 
     def backward(self, grad: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         kept = grad.copy()
-        kept[self.index] = 0
-        return kept, unbroadcast(np.asarray(grad[self.index]), self.shape)
+        assign(kept, self.index, np.zeros((), grad.dtype))
+        base, last = _last_step(grad, self.index)
+        return kept, unbroadcast(np.asarray(base[last]), self.shape)
+
+
+def assign(x: np.ndarray, index: Any, value: np.ndarray) -> None:
+    """x[index] = value, in place."""
+    base, last = _last_step(x, index)
+    base[last] = value
+
+
+def _last_step(x: np.ndarray, index: Any) -> tuple[np.ndarray, Any]:
+    """A view of x and the index that remains: x[index] is view[rest].
+
+    Beside an array, NumPy counts a number as another array, which decides where the array's axes go. In torch a
+    number only takes its axis away; so here numbers, slices and None come first, and then the arrays.
+    """
+    if not isinstance(index, tuple):
+        return x, index
+    arrays = [isinstance(i, (list, np.ndarray)) for i in index]
+    if not any(arrays) or not any(isinstance(i, (int, np.integer)) for i in index):
+        return x, index
+    first: list[Any] = []
+    rest: list[Any] = []
+    for i, is_array in zip(index, arrays, strict=True):
+        axes = np.ndim(i) if is_array and np.asarray(i).dtype == bool else 1
+        first += [slice(None)] * axes if is_array else [i]
+        if not isinstance(i, (int, np.integer)):
+            rest.append(i if is_array or i is ... else slice(None))
+    return x[tuple(first)], tuple(rest)
 
 
 class Cat(Function):
@@ -172,7 +197,7 @@ def expand(input: TensorLike, sizes: Sequence[int]) -> Tensor:
 
 
 def getitem(input: TensorLike, index: Any) -> Tensor:
-    """x[index]: numbers, slices, None, ..., and integer or bool arrays or tensors, as in NumPy."""
+    """x[index]: numbers, slices, None, ..., and integer or bool arrays or tensors."""
     return GetItem.apply(input, index=array_index(index))
 
 
@@ -182,10 +207,11 @@ def setitem(input: TensorLike, index: Any, value: TensorLike) -> Tensor:
 
 
 def array_index(index: Any) -> Any:
-    """`index` with arrays in place of Tensors."""
+    """`index` with arrays, or numbers where they have no axes, in place of Tensors."""
     if isinstance(index, tuple):
         return tuple(array_index(i) for i in index)
-    return index.data if isinstance(index, Tensor) else index
+    array = index.data if isinstance(index, Tensor) else index
+    return array.item() if isinstance(array, np.ndarray) and array.ndim == 0 else array
 
 
 def cat(tensors: Sequence[TensorLike], dim: int = 0) -> Tensor:
@@ -219,6 +245,4 @@ def split(input: TensorLike, split_size: int | Sequence[int], dim: int = 0) -> t
         raise ValueError(f"split: sizes {list(sizes)} do not add up to {n}, axis {dim} of shape {shape}")
     ends = np.cumsum(sizes).tolist()
     before = (slice(None),) * axis
-    return tuple(
-        getitem(input, (*before, slice(end - size, end))) for size, end in zip(sizes, ends, strict=True)
-    )
+    return tuple(getitem(input, (*before, slice(end - size, end))) for size, end in zip(sizes, ends, strict=True))

@@ -204,8 +204,7 @@ def _check_cross_entropy(shape: tuple[int, ...], target: np.ndarray) -> None:
         )
     if target.size and not 0 <= target.min() <= target.max() < shape[-1]:
         raise ValueError(
-            f"cross_entropy: target holds {target.min()} to {target.max()}, "
-            f"the classes are 0 to {shape[-1] - 1}"
+            f"cross_entropy: target holds {target.min()} to {target.max()}, the classes are 0 to {shape[-1] - 1}"
         )
 
 

@@ -6,7 +6,11 @@ from __future__ import annotations
 from minquant.tensor import Tensor, no_grad
 
 # isort: split
-from minquant import functional, nn, optim
+from minquant import functional, nn, optim, quant
+from minquant.loading import load
 from minquant.random import manual_seed, rand, randn
+from minquant.saving import save
 
-__all__ = ["Tensor", "functional", "manual_seed", "nn", "no_grad", "optim", "rand", "randn"]
+__all__ = [
+    "Tensor", "functional", "load", "manual_seed", "nn", "no_grad", "optim", "quant", "rand", "randn", "save",
+]  # fmt: skip

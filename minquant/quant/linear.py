@@ -244,8 +244,8 @@ def no_quant_stub(module: Any) -> str:
     """What to say to somebody whose model has no QuantStub where one belongs."""
     return (
         f"{type(module).__name__}{at(module)}: expected values on a quantization grid, got plain real values: there "
-        "is no QuantStub between the model's input and this layer, or an operation between the two left the grid. Put a "
-        "QuantStub before it, or wrap the model in QuantWrapper(model) before prepare"
+        "is no QuantStub between the model's input and this layer, or an operation between the two left the grid. "
+        "Put a QuantStub before it, or wrap the model in QuantWrapper(model) before prepare"
     )
 
 

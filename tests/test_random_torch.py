@@ -41,3 +41,12 @@ def test_large_draws_are_torchs() -> None:
     for kind, n in [("rand", 100_000), ("randn", 100_003), ("randperm", 30_000), ("uniform", 100_000)]:
         ours, theirs = pair(kind, n)
         assert np.abs(ours - theirs).max() <= (2e-6 if kind == "randn" else 0), kind
+
+
+def test_the_upper_end_of_a_narrow_range_is_left_out_as_in_torch() -> None:
+    manual_seed(1)
+    torch.manual_seed(1)
+    high = 1 + 2**-22  # two float32 steps above 1, so that a quarter of the draws rounds up to it
+    ours, theirs = uniform((1000,), 1, high), torch.empty(1000).uniform_(1, high).numpy()
+    np.testing.assert_array_equal(ours, theirs)
+    assert ours.max() < high

@@ -153,7 +153,10 @@ class QTensor:
     __array_ufunc__ = None  # so that `array + qtensor` comes here too, and not element by element
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
-        raise TypeError("a QTensor is no plain array: say .int_repr() for its integers or .dequantize() for its values")
+        raise TypeError(
+            "a QTensor is no plain array: say .int_repr() for its integers or .dequantize() for its values. In a model "
+            "put a DeQuantStub before what works on real values"
+        )
 
     def __repr__(self) -> str:
         return f"QTensor({self.int_repr()}, {self.qparams})"

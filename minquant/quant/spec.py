@@ -16,6 +16,11 @@ __all__ = ["Granularity", "PerChannel", "PerGroup", "PerTensor", "PerToken", "QP
 SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
 
 
+def is_integer(value: object) -> bool:
+    """Whether it is Python's or NumPy's integer; True and False are none."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
 @dataclass(frozen=True)
 class PerTensor:
     """One scale and one zero point for the whole tensor: arrays of shape ``()``."""
@@ -43,6 +48,10 @@ class PerChannel:
 
     axis: int = 0
 
+    def __post_init__(self) -> None:
+        if not is_integer(self.axis):
+            raise ValueError(f"PerChannel: axis must be an integer, got {self.axis!r}")
+
     def qparams_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the scales of a tensor of this shape: ``(shape[axis],)``."""
         return (shape[self._checked_axis(shape)],)
@@ -61,8 +70,9 @@ class PerChannel:
 
     def _checked_axis(self, shape: tuple[int, ...]) -> int:
         if not -len(shape) <= self.axis < len(shape):
+            axes = f"axes 0 to {len(shape) - 1}" if shape else "no axes"
             raise ValueError(
-                f"PerChannel(axis={self.axis}): a tensor of shape {shape} has axes 0 to {len(shape) - 1}; "
+                f"PerChannel(axis={self.axis}): a tensor of shape {shape} has {axes}; "
                 "the weight of a Linear has its output channels on axis 0"
             )
         return self.axis % len(shape)
@@ -81,7 +91,7 @@ class PerGroup:
     group_size: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.group_size, (int, np.integer)) or self.group_size < 1:
+        if not is_integer(self.group_size) or self.group_size < 1:
             raise ValueError(f"PerGroup: expected a positive integer group_size, got {self.group_size!r}")
 
     def qparams_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -143,6 +153,7 @@ class QSpec:
     Raises:
         ValueError: bits outside 2–8 and 16; ``qmin >= qmax``; a range that `bits` cannot hold; a symmetric
             signed range without 0.
+        TypeError: qmin or qmax that is no integer; a granularity that is none.
     """
 
     bits: int = 8
@@ -153,7 +164,7 @@ class QSpec:
     qmax: int = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        if self.bits not in (2, 3, 4, 5, 6, 7, 8, 16):
+        if not is_integer(self.bits) or self.bits not in (2, 3, 4, 5, 6, 7, 8, 16):
             raise ValueError(f"QSpec: bits must be 2 to 8, or 16; got {self.bits!r}")
         if not isinstance(self.granularity, Granularity):
             raise TypeError(
@@ -161,8 +172,11 @@ class QSpec:
                 f"got {self.granularity!r}"
             )
         lowest, highest = self._full_range()
-        object.__setattr__(self, "qmin", lowest if self.qmin is None else int(self.qmin))
-        object.__setattr__(self, "qmax", highest if self.qmax is None else int(self.qmax))
+        for name, end in (("qmin", lowest), ("qmax", highest)):
+            value = getattr(self, name)
+            if not (value is None or is_integer(value)):
+                raise TypeError(f"QSpec: {name} must be an integer, got {value!r}")
+            object.__setattr__(self, name, end if value is None else int(value))
         if self.qmin >= self.qmax:
             raise ValueError(f"QSpec: qmin must be below qmax, got qmin={self.qmin}, qmax={self.qmax}")
         if self.qmin < lowest or self.qmax > highest:
@@ -235,7 +249,7 @@ class QParams:
         if bad.any():
             raise ValueError(
                 "QParams: a scale must be positive, finite and at least 2^-126 (below it the reciprocal overflows); "
-                f"got {scale[bad].flat[0]!r}" + (f" and {bad.sum() - 1} more" if bad.sum() > 1 else "")
+                f"got {scale[bad].flat[0]}" + (f" and {bad.sum() - 1} more" if bad.sum() > 1 else "")
             )
         outside = (zero_point < self.spec.qmin) | (zero_point > self.spec.qmax)
         if outside.any():

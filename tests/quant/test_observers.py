@@ -81,6 +81,17 @@ def test_range_is_extended_to_zero_on_either_side():
     assert_qparams(observed(MinMaxObserver("qint8"), [1.0, 255.0]), 1.0, -128)
 
 
+@pytest.mark.parametrize(("low", "zero_point"), [(-0.5, 0), (-1.5, 2), (-2.5, 2), (-3.5, 4)])
+def test_zero_point_rounds_half_to_even(low, zero_point):
+    assert_qparams(observed(MinMaxObserver(), [low, 255 + low]), 1.0, zero_point)
+
+
+@pytest.mark.parametrize(("low", "high", "zero_point"), [(-7.875, 7.875, 128), (-20.125, 100.625, 42)])
+def test_zero_point_divides_by_the_scale(low, high, zero_point):
+    # multiplying by the rounded reciprocal gives 127 and 43
+    assert_qparams(observed(MinMaxObserver(), [low, high]), (F32(high) - F32(low)) / F32(255), zero_point)
+
+
 @pytest.mark.parametrize(
     ("arguments", "steps", "zero_point"),
     [
@@ -346,6 +357,11 @@ def test_count_puts_the_right_end_into_the_last_bin():
     np.testing.assert_array_equal(h.count(f32(0, 0.24, 0.25, 0.5, 1, 1), 4, F32(0), F32(1)), f32(2, 1, 1, 2))
 
 
+def test_count_multiplies_before_it_divides():
+    # 13 / 22 · 22 rounds below 13
+    assert h.count(f32(13), 22, F32(0), F32(22))[13] == 1
+
+
 @pytest.mark.parametrize(
     ("value", "bin_of_8"), [(0.0, 4), (3.5, 4), (2.0**24, 2), (-(2.0**24), 5), (2.0**26, 2), (1e30, 4)]
 )
@@ -359,6 +375,21 @@ def test_rebin_spreads_each_bin_over_the_bins_that_it_overlaps():
     np.testing.assert_array_equal(h.rebin(f32(6, 10), F32(0), F32(2), F32(0), F32(8)), f32(16, 0))
     np.testing.assert_array_equal(h.rebin(f32(6, 10), F32(0), F32(2), F32(0), F32(3)), f32(11, 5))
     np.testing.assert_array_equal(h.rebin(f32(3, 4), F32(1), F32(1), F32(0), F32(4)), f32(7, 0))
+
+
+def test_rebin_puts_a_middle_on_an_edge_to_the_right():
+    # 32 parts of 1/16, middles (k + ½)/16; the edge 17.5/16 is the middle of part 17, so 17 of 32 parts stay left
+    np.testing.assert_array_equal(h.rebin(f32(16, 16), F32(0), F32(2), F32(0), F32(35 / 16)), f32(17, 15))
+
+
+def test_linspace_reaches_both_ends_and_counts_from_the_nearer():
+    low, high = F32(-0.1), F32(0.7)
+    for n in range(2, 300):
+        x = h.linspace(low, high, n)
+        step = float((high - low) / F32(n - 1))
+        assert (x[0], x[-1]) == (low, high)
+        if n > 3:
+            assert x[-2] == F32(float(high) - step)
 
 
 def test_rebin_adds_in_float32_one_after_the_other():
@@ -405,7 +436,7 @@ def naive_walk(histogram):
     return cuts
 
 
-@pytest.mark.parametrize("kind", ["normal", "sparse", "left", "one bin", "single"])
+@pytest.mark.parametrize("kind", ["normal", "sparse", "left", "one bin", "single", "beyond 2²⁴"])
 def test_walk_skips_only_steps_that_move_nothing(kind):
     random = np.random.default_rng(3)
     histogram = {
@@ -414,6 +445,7 @@ def test_walk_skips_only_steps_that_move_nothing(kind):
         "left": np.append(np.zeros(30, F32), f32(1, 10**6, 1)),
         "one bin": f32(0, 0, 5, 0),
         "single": f32(5),
+        "beyond 2²⁴": np.append(F32(2.0**24), np.ones(1000, F32)),
     }[kind]
     assert list(h.walk(histogram)) == naive_walk(histogram)
 
@@ -438,6 +470,13 @@ def test_search_stops_at_the_last_cut_before_the_error_rises():
     rises = next(i for i in range(1, len(cuts)) if errors[i] > errors[i - 1])
     assert rises > h.CUTS_AT_ONCE, "the search must look at more than one group of cuts"
     assert h.search(histogram, low, high) == cuts[rises - 1]
+
+
+def test_search_goes_on_past_an_equal_error():
+    histogram = f32(0, 1, 0, 5, 0, 1, 0)
+    cuts = list(h.walk(histogram))
+    assert len(cuts) > 1
+    assert h.search(histogram, F32(1), F32(1)) == cuts[-1]  # a single point: every error is 0
 
 
 def test_cascade_sum_order():

@@ -201,6 +201,22 @@ def test_histogram_refuses_nan_as_torch_does():
         ours(np.array([1.0, np.nan], F32))
 
 
+def test_quantization_error():
+    random = np.random.default_rng(9)
+    for bins in (2, 100, 2048):
+        ours, theirs = both("HistogramObserver", bins=bins)
+        for _ in range(40):
+            ours.reset_min_max_vals()
+            x = draw(random)
+            ours(x)
+            theirs.reset_histogram(torch.from_numpy(x), torch.tensor(x.min()), torch.tensor(x.max()))
+            cut = np.sort(random.integers(0, bins, 2))
+            with np.errstate(all="ignore"):
+                (error,) = h.quantization_error(ours.histogram.data, x.min(), x.max(), cut[np.newaxis])
+            expected = theirs._compute_quantization_error(*cut.tolist())
+            np.testing.assert_array_equal(error, F32(expected), err_msg=f"{bins} {cut} {x.min()} {x.max()}")
+
+
 @pytest.mark.parametrize("n", [1, 3, 7, 8, 31, 32, 100, 511, 513, 2048, 4097, 20000, 32768])
 def test_cascade_sum(n):
     random = np.random.default_rng(n)

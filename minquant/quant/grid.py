@@ -13,8 +13,8 @@ quantize              ``q = clip(rint(f(x · f(1/s))) + z, qmin, qmax)``
 dequantize            ``x̂ = f((q - z) · s)``
 ====================  =============================================================================
 
-Inside the range, ``|x - x̂| ≤ s/2`` up to float32 rounding (for a symmetric grid up to half a step more at the
-positive end, where ``rint`` may ask for ``qmax + 1``).
+Inside the range, ``|x - x̂| ≤ s/2`` up to float32 rounding; on a symmetric grid of a full range too, though ``rint`` may
+ask for ``qmax + 1`` at the positive end: x lies at ``qmax + 1/2`` then.
 """
 
 from __future__ import annotations
@@ -174,9 +174,9 @@ def fake_quantize(x: Any, qparams: QParams, x_min: Any = None, x_max: Any = None
     Source: torch.fake_quantize_per_tensor_affine, torch 2.13 (forward); Bengio et al. 2013 (arXiv:1308.3432) for
     the straight-through estimator.
     """
+    array = float_array(x, "fake_quantize")
     if not isinstance(x, Tensor):
-        return quantize(x, qparams).dequantize()
-    float_array(x, "fake_quantize")
+        return quantize(array, qparams).dequantize()
     out = RoundToGrid.apply(x, qparams=qparams, x_min=x_min, x_max=x_max)
     out.qparams = qparams
     return out

@@ -392,6 +392,16 @@ def test_linspace_reaches_both_ends_and_counts_from_the_nearer():
             assert x[-2] == F32(float(high) - step)
 
 
+def test_fma_rounds_once():
+    # 2²⁴ + 1 lies between two float32 numbers; what is added decides, however little it is
+    odd = np.array(2**24 + 1)
+    for tiny in (1e-45, 1e-20, 1e-10):
+        assert h.fma(F32(1), odd, F32(tiny)) == 2.0**24 + 2
+        assert h.fma(F32(1), odd, F32(-tiny)) == 2.0**24
+        assert h.fma(F32(1), odd + 2, F32(-tiny)) == 2.0**24 + 2
+    assert h.fma(F32(1), odd, F32(0)) == 2.0**24
+
+
 def test_rebin_adds_in_float32_one_after_the_other():
     # sixteen times 2²⁸ + 4 stays 2²⁸ in sequence; summed in float64 or pairwise it is 2²⁸ + 64
     histogram = f32(2.0**28, 64)

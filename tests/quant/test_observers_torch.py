@@ -235,6 +235,15 @@ def test_linspace():
         np.testing.assert_array_equal(h.linspace(low, high, n), theirs, err_msg=f"{low} {high} {n}")
 
 
+@pytest.mark.parametrize("low", [-3e-45, 1e-30, -1e-12, 3e-9])
+def test_linspace_where_the_smaller_end_only_breaks_ties(low):
+    random = np.random.default_rng(10)
+    for _ in range(100):
+        high, n = F32(random.uniform(0.1, 2)), int(random.choice([33, 513, 2049]))
+        theirs = torch.linspace(torch.tensor(F32(low)), torch.tensor(high), n).numpy()
+        np.testing.assert_array_equal(h.linspace(F32(low), high, n), theirs, err_msg=f"{low} {high} {n}")
+
+
 def test_count():
     random = np.random.default_rng(8)
     for _ in range(200):

@@ -4,13 +4,10 @@
 # *The loss goes from 0.0037 to 0.0049: how much of that is the weights', and how much the activations'?*
 
 # %% tags=["exercise-setup"]
-import os
-
 import numpy as np
 from lesson_tools import COLOURS, check, compare, quiet_torch, show_versions, torch_or_recorded, use_style
 
 # %%
-os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # one of torch's engines announces what section 5 tells
 show_versions()
 use_style()
 torch = quiet_torch()  # None where torch is not installed

@@ -70,7 +70,7 @@ def read_lesson(path: Path) -> NotebookNode:
 def cell_metadata(written: dict, path: Path) -> dict:
     """What a cell's header says; ``answer="x" lines=3`` and ``check="x" points=2`` in nbgrader's terms."""
     known = {"tags", "answer", "lines", "check", "points"}
-    unknown = set(written) - known
+    unknown = set(written) - known - {"lines_to_next_cell"}  # jupytext's note of how the source is spaced
     if unknown:
         raise LessonError(f"{path.name}: unknown cell metadata {sorted(unknown)}; known are {sorted(known)}.")
     metadata = {key: written[key] for key in ("tags", "lines") if key in written}

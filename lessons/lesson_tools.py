@@ -18,13 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from minquant.crosscheck.quiet import PYTHON_NOTICES, spend_native_notice
+
 COLOURS = {"float": "#6b6b6b", "minquant": "#0072b2", "torch": "#d55e00"}
 RECORDED_WITH = "torch 2.13.0"
-_TORCH_NOTICES = [
-    (DeprecationWarning, "torch.ao.quantization is deprecated"),
-    (UserWarning, "Please use quant_min and quant_max to specify the range"),
-    (UserWarning, "torch.quantize_per_tensor, torch.quantize_per_channel and other quantized tensor"),
-]
 
 
 # Side by side -----------------------------------------------------------------------------------------------
@@ -152,7 +149,7 @@ def shown(value: Any) -> str:
 
 def quiet_torch() -> ModuleType | None:
     """torch, with torchao loaded where it is installed and known notices silenced, or None without torch."""
-    for category, message in _TORCH_NOTICES:
+    for category, message in PYTHON_NOTICES:
         warnings.filterwarnings("ignore", message=message, category=category)
     try:
         torch = importlib.import_module("torch")
@@ -169,6 +166,7 @@ def quiet_torch() -> ModuleType | None:
     for name, level in levels.items():
         logging.getLogger(name).setLevel(level)
     torch.set_num_threads(1)
+    spend_native_notice(torch)
     return torch
 
 

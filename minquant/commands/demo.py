@@ -204,7 +204,7 @@ def _losses_table(demo: Demo) -> Table:
 def _engine_rows(demo: Demo) -> list[tuple[str, dict[str, Any]]]:
     rows = []
     for engine, r in demo.result["engines"].items():
-        rows.append((f"mended, {engine}", r))
+        rows.append((engine if demo.name == "dynamic" else f"mended, {engine}", r))
         if "fused_quantized_loss" in r:
             fused = {
                 "quantized_loss": r["fused_quantized_loss"],

@@ -28,7 +28,7 @@ def run_torch(name: str, progress: Callable[[str], None] = lambda text: None) ->
     """
     import torch
 
-    with quiet(), one_thread(torch):
+    with quiet(torch), one_thread(torch):
         return {"dynamic": _dynamic, "static": _static, "qat": _qat}[name](torch, progress)
 
 

@@ -8,29 +8,47 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-__all__ = ["quiet"]
+__all__ = ["PYTHON_NOTICES", "quiet", "spend_native_notice"]
 
 PYTHON_NOTICES = (
-    "torch.ao.quantization is deprecated",
-    "Please use quant_min and quant_max to specify the range",
-    "torch.quantize_per_tensor, torch.quantize_per_channel and other quantized tensor",
+    (DeprecationWarning, "torch.ao.quantization is deprecated"),
+    (UserWarning, "Please use quant_min and quant_max to specify the range"),
+    (UserWarning, "torch.quantize_per_tensor, torch.quantize_per_channel and other quantized tensor"),
 )
-NATIVE_NOTICES = (b"qnnpack incorrectly ignores reduce_range",)
-"""Written by compiled code straight to file descriptor 2, where no Python filter sees them."""
+"""(category, beginning) of the deprecations of torch.ao.quantization and of quantized dtypes in torch 2.13."""
+
+NATIVE_NOTICE = b"qnnpack incorrectly ignores reduce_range"
+"""Written by compiled code straight to file descriptor 2, where no Python filter sees it, once in a process."""
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet(torch: Any) -> Iterator[None]:
     """While it lasts, torch's deprecation notices and qnnpack's remark on reduce_range are not shown."""
-    with warnings.catch_warnings(), _native_notices_removed():
-        for text in PYTHON_NOTICES:
-            warnings.filterwarnings("ignore", message=text)
+    with warnings.catch_warnings():
+        for category, text in PYTHON_NOTICES:
+            warnings.filterwarnings("ignore", message=text, category=category)
+        spend_native_notice(torch)
         yield
 
 
+def spend_native_notice(torch: Any) -> None:
+    """Has qnnpack make its one remark on reduce_range where nobody reads it."""
+    if "qnnpack" not in torch.backends.quantized.supported_engines:
+        return
+    engine = torch.backends.quantized.engine
+    with warnings.catch_warnings(), _native_notice_removed():
+        warnings.simplefilter("ignore", UserWarning)  # that quantized tensors are deprecated
+        torch.backends.quantized.engine = "qnnpack"
+        weight = torch.quantize_per_tensor(torch.zeros(1, 1), 1.0, 0, torch.qint8)
+        packed = torch.ops.quantized.linear_prepack(weight, None)
+        torch.ops.quantized.linear_dynamic(torch.zeros(1, 1), packed, True)
+        torch.backends.quantized.engine = engine
+
+
 @contextmanager
-def _native_notices_removed() -> Iterator[None]:
+def _native_notice_removed() -> Iterator[None]:
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as log:
@@ -38,10 +56,9 @@ def _native_notices_removed() -> Iterator[None]:
         try:
             yield
         finally:
-            sys.stderr.flush()
             os.dup2(kept, 2)
             os.close(kept)
             log.seek(0)
             for line in log:
-                if not any(notice in line for notice in NATIVE_NOTICES):
+                if NATIVE_NOTICE not in line:
                     os.write(2, line)

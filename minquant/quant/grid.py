@@ -104,14 +104,23 @@ def quantize(x: np.ndarray | Tensor, qparams: QParams) -> QTensor:
     Jacob et al. 2018, equation 1.
     """
     array = float_array(x, "quantize")
+    refuse_nan(array)
     codes = to_codes(array, *qparams.expand(array.shape))
-    if np.isnan(codes).any():
-        raise ValueError(
-            f"quantize: {np.isnan(codes).sum()} of {codes.size} values are NaN, for which a grid has no integer; "
-            "find where they come from, or replace them"
-        )
     spec = qparams.spec
     return QTensor(np.clip(codes, spec.qmin, spec.qmax).astype(spec.dtype), qparams)
+
+
+def refuse_nan(x: np.ndarray) -> None:
+    """Refuses NaN, which a cast would turn into some integer.
+
+    Raises:
+        ValueError: there is one; the message says how many.
+    """
+    if np.isnan(x).any():
+        raise ValueError(
+            f"quantize: {np.isnan(x).sum()} of {x.size} values are NaN, for which a grid has no integer; find where "
+            "they come from, or replace them"
+        )
 
 
 def dequantize(qtensor: QTensor) -> np.ndarray:

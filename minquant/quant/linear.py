@@ -14,7 +14,7 @@ from .dialects import get_dialect
 from .fake_quant import FakeQuantize
 from .grid import float_array, quantize
 from .qtensor import QTensor
-from .spec import PerTensor, PerToken, QParams, QSpec
+from .spec import PerChannel, PerTensor, PerToken, QParams, QSpec
 
 __all__ = [
     "DynamicQuantizedLinear",
@@ -37,10 +37,16 @@ class LinearReLU(Sequential):
         linear: the Linear.
         relu: the ReLU.
 
+    Raises:
+        TypeError: something else in one of the two places.
+
     Source: torch.ao.nn.intrinsic.LinearReLU, torch 2.13.
     """
 
     def __init__(self, linear: Linear, relu: ReLU) -> None:
+        if not (isinstance(linear, Linear) and isinstance(relu, ReLU)):
+            kinds = f"{type(linear).__name__} and {type(relu).__name__}"
+            raise TypeError(f"LinearReLU: expected a Linear and a ReLU, got {kinds}")
         super().__init__(linear, relu)
 
     @property
@@ -60,8 +66,9 @@ class QATLinear(Module):
         weight_fake_quant: fake quantizer of the weight.
         backend: the dialect.
 
-    Raises (in forward):
-        ValueError: the input lies on no grid: there is no QuantStub before the layer.
+    Raises:
+        ValueError: a weight grid that a Linear has no arithmetic for; in forward, an input that lies on no grid
+            (there is no QuantStub before the layer), or on one that does not serve.
 
     Source: torch.ao.nn.qat.Linear, torch 2.13; Jacob et al. 2018, section 3.
     """
@@ -71,6 +78,7 @@ class QATLinear(Module):
 
     def __init__(self, linear: Linear, weight_fake_quant: FakeQuantize, backend: str) -> None:
         super().__init__()
+        check_weight_spec(weight_fake_quant.activation_post_process.spec)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight: Parameter = linear.weight
         self.bias: Parameter | None = linear.bias
@@ -81,6 +89,8 @@ class QATLinear(Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.qparams is None and self.activation_post_process.fake_quant_enabled:
             raise ValueError(no_quant_stub(self))
+        if x.qparams is not None:
+            check_input_spec(x.qparams.spec, self)
         y = get_dialect(self.backend).qat_linear(x, self.weight_fake_quant(self.weight), self.bias)
         return functional.relu(y) if self.relu else y
 
@@ -103,14 +113,14 @@ class IntegerWeight(Module):
         backend: the dialect.
 
     Raises:
-        ValueError: a weight that the dialect has no arithmetic for; a bias of another shape.
+        ValueError: a weight grid that the dialect has no arithmetic for; a bias of another shape.
     """
 
     relu = False
 
     def __init__(self, weight: QTensor, bias: np.ndarray | None, backend: str) -> None:
         super().__init__()
-        check_integer_spec(weight.qparams.spec, "weight")
+        check_weight_spec(weight.qparams.spec)
         get_dialect(backend).check_weight(weight.qparams.spec)
         self.out_features, self.in_features = weight.shape
         if bias is not None and bias.shape != (self.out_features,):
@@ -151,7 +161,7 @@ class QuantizedLinear(IntegerWeight):
 
     Raises (in forward):
         TypeError: real values instead of integers: there is no QuantStub before the layer.
-        ValueError: another number of features.
+        ValueError: another number of features; an input with more than one scale, or of 16 bits.
 
     Source: torch.ao.nn.quantized.Linear, torch 2.13; Jacob et al. 2018, section 2.
     """
@@ -167,6 +177,7 @@ class QuantizedLinear(IntegerWeight):
         """(…, in_features) integers -> (…, out_features) integers on the grid `output`."""
         if not isinstance(x, QTensor):
             raise TypeError(no_quant_stub(self))
+        check_input_spec(x.qparams.spec, self)
         self._check_features(x.shape)
         return get_dialect(self.backend).linear(x, self.weight, self._bias_or_zeros(), self.output, self.relu)
 
@@ -230,6 +241,7 @@ class DynamicQuantizedLinearReLU(DynamicQuantizedLinear):
 def quantize_weight(weight: Parameter, qparams: QParams, path: str) -> QTensor:
     """The integers of a weight, with the layer's path in the message where that fails."""
     try:
+        check_weight_spec(qparams.spec)
         return quantize(weight, qparams)
     except ValueError as error:
         raise ValueError(f"the weight of '{path}': {error}") from error
@@ -258,4 +270,33 @@ def check_integer_spec(spec: QSpec, role: str) -> None:
     if spec.bits > 8:
         raise ValueError(
             f"integer layers take 2 to 8 bits, got {spec} for the {role}; 16 bits are for fake_quantize only"
+        )
+
+
+def check_weight_spec(spec: QSpec) -> None:
+    """Refuses a weight grid that no Linear has an arithmetic for.
+
+    Raises:
+        ValueError: more than 8 bits; one scale a token; channels that are not the rows of the weight.
+    """
+    check_integer_spec(spec, "weight")
+    of = spec.granularity
+    if isinstance(of, PerToken) or (isinstance(of, PerChannel) and of.axis not in (0, -2)):
+        raise ValueError(
+            f"the weight of a Linear (out_features, in_features) takes one scale in all, one for each output channel, "
+            f"PerChannel(0), or one a group, PerGroup(size); got {of}"
+        )
+
+
+def check_input_spec(spec: QSpec, module: Any) -> None:
+    """Refuses an input grid that a Linear has no arithmetic for.
+
+    Raises:
+        ValueError: more than 8 bits; more than one scale.
+    """
+    check_integer_spec(spec, "input")
+    if not isinstance(spec.granularity, PerTensor):
+        raise ValueError(
+            f"{type(module).__name__}{at(module)}: the input needs one scale for all values, got {spec}; observe it "
+            "per tensor"
         )

@@ -108,7 +108,7 @@ class Dialect(ABC):
         """
         rows = x.reshape(-1, x.shape[-1])
         y = self.real_output(*self.quantize_at_run_time(rows, spec), weight, bias)
-        return (np.maximum(y, np.float32(0)) if relu else y).reshape(*x.shape[:-1], -1)
+        return (np.maximum(y, np.float32(0)) if relu else y).reshape(*x.shape[:-1], len(weight))
 
     def real_output(
         self, qx: np.ndarray, x_scale: np.ndarray, zx: np.ndarray, weight: QTensor, bias: np.ndarray

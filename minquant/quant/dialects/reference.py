@@ -68,7 +68,8 @@ class Reference(Dialect):
 
     def quantize_at_run_time(self, x: np.ndarray, spec: QSpec) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The grid of this x's own range, per tensor or per token, as `spec` says."""
-        x_min, x_max = spec.granularity.min_max(x) if x.size else (np.float32(0), np.float32(0))
+        nothing = np.zeros(spec.granularity.qparams_shape(x.shape), np.float32)
+        x_min, x_max = spec.granularity.min_max(x) if x.size else (nothing, nothing)
         qparams = grid.choose_qparams(x_min, x_max, spec)
         return grid.quantize(x, qparams).int_repr(), *qparams.expand(x.shape)
 
@@ -93,7 +94,7 @@ class Reference(Dialect):
         rows = x.int_repr().reshape(-1, x.shape[-1])
         y = self.real_output(rows, x.qparams.scale, x.qparams.zero_point, weight, bias)
         y = np.maximum(y, np.float32(0)) if relu else y
-        return grid.quantize(y.reshape(*x.shape[:-1], -1), output)
+        return grid.quantize(y.reshape(*x.shape[:-1], len(weight)), output)
 
     def check_weight(self, spec: QSpec) -> None:
         """Every weight grid of up to 8 bits has its arithmetic here."""
@@ -134,7 +135,7 @@ class IntegerLinear(Function):
         # by less than 2^-21 of itself, far below the half step that would change the integer.
         qx = grid.quantize(x.reshape(-1, x.shape[-1]), x_grid).int_repr()
         y = dialect.real_output(qx, x_grid.scale, x_grid.zero_point, grid.quantize(weight, w_grid), bias)
-        return y.reshape(*x.shape[:-1], -1)  # (…, N)
+        return y.reshape(*x.shape[:-1], len(weight))  # (…, N)
 
     def backward(self, grad: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         x, weight = self.saved

@@ -9,7 +9,7 @@ import numpy as np
 from minquant import functional
 from minquant.tensor import Tensor
 
-from ..grid import float_array
+from ..grid import float_array, refuse_nan
 from ..histogram import HistogramObserver
 from ..integer import accumulate
 from ..observers import (
@@ -80,8 +80,13 @@ class TorchDialect(Dialect):
             )
 
     def quantize(self, x: np.ndarray | Tensor, qparams: QParams) -> QTensor:
-        """``clip(rint(fma(x, f(1/s), z)), 0, 255)``: torch.quantize_per_tensor to quint8."""
+        """``clip(rint(fma(x, f(1/s), z)), 0, 255)``: torch.quantize_per_tensor to quint8, which makes 255 of NaN.
+
+        Raises:
+            ValueError: NaN.
+        """
         array = float_array(x, "quantize")
+        refuse_nan(array)
         codes = quantize_codes(array, qparams.scale, qparams.zero_point)
         return QTensor(np.clip(codes, qparams.spec.qmin, qparams.spec.qmax).astype(qparams.spec.dtype), qparams)
 
@@ -112,7 +117,7 @@ class TorchDialect(Dialect):
         rows = x.int_repr().reshape(-1, x.shape[-1])
         acc = accumulate(rows, x.qparams.zero_point, weight.int_repr(), weight.qparams.zero_point)
         q = self.requantize(acc, x.qparams.scale, weight.qparams.scale, bias, output, relu)
-        return QTensor(q.reshape(*x.shape[:-1], -1), output)
+        return QTensor(q.reshape(*x.shape[:-1], len(weight)), output)
 
     def qat_linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Torch simulates in float: the ordinary Linear of fake-quantized operands."""

@@ -30,6 +30,7 @@ import numpy as np
 
 from minquant.tensor import Tensor
 
+from .fma import fma
 from .observers import Observer
 from .spec import PerTensor
 
@@ -173,22 +174,6 @@ def linspace(low: np.ndarray, high: np.ndarray, n: int) -> np.ndarray:
     step = (high - low) / F32(n - 1)
     i = np.arange(n)
     return np.where(i < n // 2, fma(step, i, low), fma(-step, n - 1 - i, high))
-
-
-def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """``f(a·b + c)``, rounded to float32 once.
-
-    The product of two float32 numbers, or of one and an integer below 2²⁹, is exact in float64; the sum may not be.
-    Where it is not, the neighbour whose last bit is 1 is taken: it is never a tie between two float32 numbers, so
-    that the second rounding goes the right way.
-    Source: Boldo and Melquiond 2008 (Emulation of FMA and correctly rounded sums), "rounding to odd".
-    """
-    product = np.multiply(a, b, dtype=np.float64)
-    total = np.asarray(product + c)
-    of_c = total - product
-    error = (product - (total - of_c)) + (c - of_c)
-    to_odd = (error != 0) & (total.view(np.int64) % 2 == 0)
-    return np.where(to_odd, np.nextafter(total, np.copysign(np.inf, error)), total).astype(F32)
 
 
 # ---- the search --------------------------------------------------------------------------------------------

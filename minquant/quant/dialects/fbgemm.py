@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..fma import fma
 from ..spec import QParams
-from .torch_rules import TorchDialect, fma, saturating_pack
+from .torch_rules import TorchDialect, saturating_pack
 
 __all__ = ["FBGEMM"]
 

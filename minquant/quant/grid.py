@@ -123,6 +123,19 @@ def refuse_nan(x: np.ndarray) -> None:
         )
 
 
+def check_finite(values: np.ndarray, what: str, what_to_do: str) -> None:
+    """Refuses values that have no range.
+
+    Raises:
+        ValueError: NaN or infinity; the message says of what, and how many.
+    """
+    if not np.isfinite(values).all():
+        raise ValueError(
+            f"{what} holds {np.isnan(values).sum()} NaN and {np.isinf(values).sum()} infinite values out of "
+            f"{values.size}: no range, so no grid. {what_to_do}"
+        )
+
+
 def dequantize(qtensor: QTensor) -> np.ndarray:
     """Integers -> real values: ``f((q - zero_point) · scale)``, a float32 array of the same shape."""
     return qtensor.dequantize()

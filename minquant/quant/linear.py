@@ -8,11 +8,11 @@ import numpy as np
 
 from minquant import functional
 from minquant.nn import Linear, Module, Parameter, ReLU, Sequential
-from minquant.tensor import Tensor
+from minquant.tensor import Tensor, as_tensor
 
 from .dialects import get_dialect
 from .fake_quant import FakeQuantize
-from .grid import float_array, quantize
+from .grid import check_finite, float_array, quantize
 from .qtensor import QTensor
 from .spec import PerChannel, PerTensor, PerToken, QParams, QSpec
 
@@ -68,7 +68,7 @@ class QATLinear(Module):
 
     Raises:
         ValueError: a weight grid that a Linear has no arithmetic for; in forward, an input that lies on no grid
-            (there is no QuantStub before the layer), or on one that does not serve.
+            (there is no QuantStub before the layer) or on one that does not serve, and NaN in the weight.
 
     Source: torch.ao.nn.qat.Linear, torch 2.13; Jacob et al. 2018, section 3.
     """
@@ -87,10 +87,12 @@ class QATLinear(Module):
         self.path = ""
 
     def forward(self, x: Tensor) -> Tensor:
+        x = as_tensor(x)
         if x.qparams is None and self.activation_post_process.fake_quant_enabled:
             raise ValueError(no_quant_stub(self))
         if x.qparams is not None:
             check_input_spec(x.qparams.spec, self)
+        check_weight_values(self.weight, f"{type(self).__name__}{at(self)}")
         y = get_dialect(self.backend).qat_linear(x, self.weight_fake_quant(self.weight), self.bias)
         return functional.relu(y) if self.relu else y
 
@@ -286,6 +288,16 @@ def check_weight_spec(spec: QSpec) -> None:
             f"the weight of a Linear (out_features, in_features) takes one scale in all, one for each output channel, "
             f"PerChannel(0), or one a group, PerGroup(size); got {of}"
         )
+
+
+def check_weight_values(weight: Parameter, where: str) -> None:
+    """Refuses a weight that holds NaN or infinity.
+
+    Raises:
+        ValueError: see above.
+    """
+    what_to_do = "Did training diverge, or is the file that it was loaded from damaged?"
+    check_finite(weight.data, f"the weight of {where}", what_to_do)
 
 
 def check_input_spec(spec: QSpec, module: Any) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .dialects import get_dialect
-from .spec import QSpec
+from .spec import QSpec, is_integer
 
 __all__ = ["QConfig", "default_dynamic_qconfig", "get_default_qat_qconfig", "get_default_qconfig"]
 
@@ -64,6 +64,7 @@ def get_default_qconfig(backend: str = "reference", weight_bits: int = 8, act_bi
 
     Source: torch.ao.quantization.get_default_qconfig, torch 2.13.
     """
+    _check_bits(weight_bits=weight_bits, act_bits=act_bits)
     return QConfig(*get_dialect(backend).observers(weight_bits, act_bits), backend)
 
 
@@ -84,6 +85,7 @@ def get_default_qat_qconfig(backend: str = "reference", weight_bits: int = 8, ac
 
     Source: torch.ao.quantization.get_default_qat_qconfig, version 1, torch 2.13.
     """
+    _check_bits(weight_bits=weight_bits, act_bits=act_bits)
     return QConfig(*get_dialect(backend).fake_quantizers(weight_bits, act_bits), backend)
 
 
@@ -102,4 +104,11 @@ def default_dynamic_qconfig(backend: str = "reference", weight_bits: int = 8) ->
 
     Source: torch.ao.quantization.default_dynamic_qconfig, torch 2.13.
     """
+    _check_bits(weight_bits=weight_bits)
     return QConfig(*get_dialect(backend).dynamic(weight_bits), backend)
+
+
+def _check_bits(**bits: int) -> None:
+    for name, value in bits.items():
+        if not is_integer(value) or not 2 <= value <= 8:
+            raise ValueError(f"{name} must be 2 to 8, got {value!r}: integer layers have no other widths")

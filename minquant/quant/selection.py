@@ -12,7 +12,7 @@ from .linear import DynamicQuantizedLinear, LinearReLU, QuantizedLinear
 from .qconfig import QConfig
 from .stubs import Quantize
 
-__all__ = ["WITH_WEIGHT", "QConfigs", "check_quant_stub", "is_quantized", "select", "submodule"]
+__all__ = ["WITH_WEIGHT", "QConfigs", "check_float_model", "check_quant_stub", "is_quantized", "select", "submodule"]
 
 QConfigs = QConfig | Mapping[str, QConfig | None]
 
@@ -30,13 +30,10 @@ def select(model: Module, qconfig: Any, flow: str) -> dict[str, QConfig]:
 
     Raises:
         TypeError: something else than a QConfig.
-        ValueError: a path that names no module, or one without layers to quantize; nothing left to quantize; a model
-            that is prepared or quantized already.
+        ValueError: a path that names no module, or one without layers to quantize; nothing left to quantize.
     """
     wishes = qconfig if isinstance(qconfig, Mapping) else {"": qconfig}
     _check_wishes(model, wishes, isinstance(qconfig, Mapping), flow)
-    if is_quantized(model) or any(hasattr(m, "qconfig") for m in model.modules()):
-        raise ValueError(f"{flow}: this model is prepared or quantized already; start from the float model")
     layers = quantizable(model)
     weighted = [path for path in layers if isinstance(model.get_submodule(path), WITH_WEIGHT)]
     for path in wishes:
@@ -61,6 +58,8 @@ def select(model: Module, qconfig: Any, flow: str) -> dict[str, QConfig]:
 
 def _check_wishes(model: Module, wishes: Mapping[str, Any], is_mapping: bool, flow: str) -> None:
     for path, wish in wishes.items():
+        if not isinstance(path, str):
+            raise TypeError(f"{flow}: a qconfig's keys are paths of modules, got {path!r}")
         submodule(model, path, flow)
         if not (isinstance(wish, QConfig) or (wish is None and is_mapping)):
             for_what = f" or None for {path!r}" if is_mapping else ""
@@ -94,6 +93,19 @@ def _wish_for(layer: str, wishes: Mapping[str, QConfig | None]) -> tuple[QConfig
         return None, "not named in the qconfig"
     path = max(fitting, key=len)
     return wishes[path], f"its qconfig is None (under {path!r})"
+
+
+def check_float_model(model: Module, flow: str) -> None:
+    """Refuses what is no float model.
+
+    Raises:
+        TypeError: not a Module.
+        ValueError: a model that is prepared or quantized already.
+    """
+    if not isinstance(model, Module):
+        raise TypeError(f"{flow}: expected a Module, got {model!r}")
+    if is_quantized(model) or any(hasattr(m, "qconfig") for m in model.modules()):
+        raise ValueError(f"{flow}: this model is prepared or quantized already; start from the float model")
 
 
 def check_quant_stub(model: Module, flow: str) -> None:

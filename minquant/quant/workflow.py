@@ -17,7 +17,7 @@ from minquant.tensor import Tensor
 
 from .dialects import get_dialect
 from .fake_quant import FakeQuantize
-from .grid import float_array
+from .grid import check_finite, float_array
 from .linear import (
     DynamicQuantizedLinear,
     DynamicQuantizedLinearReLU,
@@ -26,12 +26,22 @@ from .linear import (
     QATLinearReLU,
     QuantizedLinear,
     QuantizedLinearReLU,
+    check_weight_spec,
+    check_weight_values,
     quantize_weight,
 )
 from .observers import Observer
 from .qconfig import QConfig, default_dynamic_qconfig
-from .selection import WITH_WEIGHT, QConfigs, check_quant_stub, is_quantized, select, submodule
-from .spec import QParams, QSpec
+from .selection import (
+    WITH_WEIGHT,
+    QConfigs,
+    check_float_model,
+    check_quant_stub,
+    is_quantized,
+    select,
+    submodule,
+)
+from .spec import PerTensor, QParams, QSpec
 from .stubs import DeQuantize, GridDropout, Quantize
 
 __all__ = ["convert", "fuse_modules", "prepare", "prepare_qat", "quantize_dynamic"]
@@ -58,11 +68,15 @@ def prepare(model: Module, qconfig: QConfigs) -> Module:
 
     Source: torch.ao.quantization.prepare, torch 2.13.
     """
+    check_float_model(model, "prepare")
     check_quant_stub(model, "prepare")
     prepared = copy.deepcopy(model)
     configs = select(prepared, qconfig, "prepare")
     for path, config in configs.items():
-        _watch_output(prepared.get_submodule(path), path, config, Observer, "prepare")
+        layer = prepared.get_submodule(path)
+        if isinstance(layer, WITH_WEIGHT):
+            _weight_observer(config, path, "prepare")
+        _watch_output(layer, path, config, Observer, "prepare")
     return prepared
 
 
@@ -82,6 +96,7 @@ def prepare_qat(model: Module, qconfig: QConfigs) -> Module:
 
     Source: torch.ao.quantization.prepare_qat, torch 2.13, which copies the Parameters.
     """
+    check_float_model(model, "prepare_qat")
     if not model.training:
         raise ValueError("prepare_qat expects a model in training mode, got one in eval mode; call model.train() first")
     check_quant_stub(model, "prepare_qat")
@@ -116,6 +131,8 @@ def convert(model: Module) -> Module:
 
     Source: torch.ao.quantization.convert, torch 2.13.
     """
+    if not isinstance(model, Module):
+        raise TypeError(f"convert: expected a Module, got {model!r}")
     watched = {path: m for path, m in model.named_modules() if hasattr(m, "qconfig")}
     if not watched:
         raise ValueError(
@@ -156,6 +173,7 @@ def quantize_dynamic(model: Module, qconfig: QConfigs | None = None) -> Module:
 
     Source: torch.ao.quantization.quantize_dynamic, torch 2.13, which ignores without a word what it cannot quantize.
     """
+    check_float_model(model, "quantize_dynamic")
     copied = copy.deepcopy(model)
     configs = select(copied, default_dynamic_qconfig() if qconfig is None else qconfig, "quantize_dynamic")
 
@@ -182,6 +200,8 @@ def fuse_modules(model: Module, modules_to_fuse: Sequence[str] | Sequence[Sequen
 
     Source: torch.ao.quantization.fuse_modules, torch 2.13.
     """
+    if not modules_to_fuse or isinstance(modules_to_fuse, str):
+        raise ValueError(f"fuse_modules: expected the paths of a Linear and a ReLU, got {modules_to_fuse!r}")
     pairs: Any = [modules_to_fuse] if isinstance(modules_to_fuse[0], str) else modules_to_fuse
     fused = copy.deepcopy(model)
     for pair in pairs:
@@ -207,28 +227,24 @@ def _watch_output(module: Module, path: str, config: QConfig, kind: type, flow: 
     watcher = None if isinstance(config.activation, QSpec) else config.activation()
     if not isinstance(watcher, kind):
         raise TypeError(
-            f"{flow}: expected a QConfig whose activation makes a {kind.__name__}, got {config.activation!r}; "
-            "get_default_qconfig() is for prepare, get_default_qat_qconfig() for prepare_qat"
+            f"{flow}: expected a QConfig whose activation makes an object of class {kind.__name__}, got "
+            f"{config.activation!r}; get_default_qconfig() is for prepare, get_default_qat_qconfig() for prepare_qat"
         )
     module.qconfig = config
     module.path = path
     module.activation_post_process = watcher
+    if not isinstance(_observer(module).granularity, PerTensor):
+        raise ValueError(
+            f"{flow}: the output of '{path}' needs one scale for all values, got {_observer(module).spec}; use an "
+            "observer per tensor"
+        )
     module.register_forward_hook(_observe_output)
 
 
 def _observe_output(module: Any, inputs: Any, output: Tensor) -> Tensor:
-    values = float_array(output, f"the output of {_name(module)}")
-    finite = np.isfinite(values)
-    if not finite.all():
-        raise ValueError(
-            f"the output of {_name(module)} holds {np.isnan(values).sum()} NaN and {np.isinf(values).sum()} infinite "
-            f"values out of {values.size}: no range, so no grid. Mend the data or the layers before it"
-        )
+    what = f"the output of {type(module).__name__} '{module.path}'"
+    check_finite(float_array(output, what), what, "Mend the data or the layers before it")
     return module.activation_post_process(output)
-
-
-def _name(module: Any) -> str:
-    return f"{type(module).__name__} '{module.path}'"
 
 
 def _check_calibrated(watched: dict[str, Any]) -> None:
@@ -257,8 +273,9 @@ def _replace(model: Module, swap: Callable[[str, Module], Module | None]) -> Mod
             new = swap(path, module)
             swapped[id(module)] = module if new is None else new
             if new is None:
-                for name, child in list(module.named_children()):
-                    setattr(module, name, visit(f"{path}.{name}" if path else name, child))
+                for name, child in list(module._modules.items()):  # named_children() names a shared child once
+                    if child is not None:
+                        setattr(module, name, visit(f"{path}.{name}" if path else name, child))
         return swapped[id(module)]
 
     return visit("", model)
@@ -285,10 +302,11 @@ def _integer_linear(module: Any, path: str) -> QuantizedLinear:
     linear: Any
     if isinstance(module, QATLinear):
         linear, relu = module, module.relu
+        check_weight_values(module.weight, f"'{path}'")
         qparams = module.weight_fake_quant.weight_qparams(module.weight)
     else:
         linear, relu = _parts(module)
-        qparams = _observed_weight(linear, module.qconfig, path)
+        qparams = _observed_weight(linear, module.qconfig, path, "convert")
     weight = quantize_weight(linear.weight, qparams, path)
     new = (QuantizedLinearReLU if relu else QuantizedLinear)(weight, _bias(linear), output, backend)
     new.path = path
@@ -302,22 +320,29 @@ def _dynamic_linear(module: Module, path: str, config: QConfig) -> DynamicQuanti
             "default_dynamic_qconfig() is the preset"
         )
     linear, relu = _parts(module)
-    weight = quantize_weight(linear.weight, _observed_weight(linear, config, path), path)
+    weight = quantize_weight(linear.weight, _observed_weight(linear, config, path, "quantize_dynamic"), path)
     kind = DynamicQuantizedLinearReLU if relu else DynamicQuantizedLinear
     new = kind(weight, _bias(linear), config.activation, config.backend)
     new.path = path
     return new
 
 
-def _observed_weight(linear: Linear, config: QConfig, path: str) -> QParams:
+def _observed_weight(linear: Linear, config: QConfig, path: str, flow: str) -> QParams:
+    check_weight_values(linear.weight, f"'{path}'")
+    observer = _weight_observer(config, path, flow)
+    observer(linear.weight)
+    return observer.qparams()
+
+
+def _weight_observer(config: QConfig, path: str, flow: str) -> Observer:
     observer = config.weight()
     if not isinstance(observer, Observer):
         raise TypeError(
-            f"expected a QConfig whose weight makes an Observer, got {config.weight!r} for '{path}'; fake quantizers "
-            "are for prepare_qat"
+            f"{flow}: expected a QConfig whose weight makes an Observer, got {config.weight!r} for '{path}'; fake "
+            "quantizers are for prepare_qat"
         )
-    observer(linear.weight)
-    return observer.qparams()
+    check_weight_spec(observer.spec)
+    return observer
 
 
 def _output_grid(module: Any) -> QParams:

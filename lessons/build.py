@@ -151,9 +151,7 @@ def write(notebook: NotebookNode, path: Path) -> int:
     text = nbformat.writes(notebook, version=nbformat.NO_CONVERT) + "\n"
     size = len(text.encode())
     if size > LARGEST:
-        raise LessonError(
-            f"{path.name}: its notebook has {size:,} bytes, the limit is {LARGEST:,}; smaller plots?"
-        )
+        raise LessonError(f"{path.name}: its notebook has {size:,} bytes, the limit is {LARGEST:,}; smaller plots?")
     unfinished = path.with_suffix(".ipynb.tmp")
     unfinished.write_text(text, encoding="utf-8")
     os.replace(unfinished, path.with_suffix(".ipynb"))
@@ -188,12 +186,8 @@ def staleness(path: Path) -> str | None:
 def main(arguments: list[str] | None = None) -> int:
     """Builds or checks; returns the number of lessons that failed."""
     parser = argparse.ArgumentParser(description="Builds the lessons' notebooks.")
-    parser.add_argument(
-        "lessons", nargs="*", metavar="NN", help="numbers of the lessons; all where none is given"
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; fail where a notebook is out of date"
-    )
+    parser.add_argument("lessons", nargs="*", metavar="NN", help="numbers of the lessons; all where none is given")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where a notebook is out of date")
     options = parser.parse_args(arguments)
     paths = lesson_paths(options.lessons)
     if not paths:

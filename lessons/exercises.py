@@ -190,17 +190,13 @@ def faults(exercise: Exercise, wrong_answers: list[WrongAnswer]) -> list[str]:
     if run(exercise, exercise.empty_answer).passed:
         found.append("the empty hole passes the check")
     if len(wrong_answers) < FEWEST_WRONG_ANSWERS:
-        found.append(
-            f"only {len(wrong_answers)} wrong answers are listed, at least {FEWEST_WRONG_ANSWERS} are wanted"
-        )
+        found.append(f"only {len(wrong_answers)} wrong answers are listed, at least {FEWEST_WRONG_ANSWERS} are wanted")
     for wrong in wrong_answers:
         outcome = run(exercise, wrong.source)
         if outcome.passed:
             found.append(f"the wrong answer {wrong.label!r} passes the check")
         elif not wrong.shows or wrong.shows not in outcome.shown:
-            found.append(
-                f"the wrong answer {wrong.label!r} should show {wrong.shows!r}, but shows:\n{outcome.shown}"
-            )
+            found.append(f"the wrong answer {wrong.label!r} should show {wrong.shows!r}, but shows:\n{outcome.shown}")
     return found
 
 

@@ -33,8 +33,7 @@ def load_digits(seed: int = 0) -> Digits:
         from sklearn.datasets import load_digits as load
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "load_digits: the digits come with scikit-learn, which is not installed; "
-            "run: pip install 'minquant[demo]'",
+            "load_digits: the digits come with scikit-learn, which is not installed; run: pip install 'minquant[demo]'",
             name=error.name,
         ) from error
     pixels, labels = load(return_X_y=True)
@@ -65,9 +64,7 @@ def batches(x: np.ndarray, y: np.ndarray, batch_size: int) -> Iterator[tuple[np.
         ValueError: x and y differ in length, are empty, or ``batch_size`` is below 1.
     """
     if len(x) != len(y):
-        raise ValueError(
-            f"batches: x has {len(x)} rows and y {len(y)}; they must belong together, row by row."
-        )
+        raise ValueError(f"batches: x has {len(x)} rows and y {len(y)}; they must belong together, row by row.")
     if len(x) == 0:
         raise ValueError("batches: x and y are empty; there is nothing to go through.")
     if batch_size < 1:

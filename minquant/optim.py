@@ -28,17 +28,13 @@ class Optimizer:
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         if isinstance(params, Tensor):
-            raise TypeError(
-                "params must be an iterable of Tensors or of dicts, got one Tensor: put it in a list"
-            )
+            raise TypeError("params must be an iterable of Tensors or of dicts, got one Tensor: put it in a list")
         self.defaults = defaults
         self.param_groups: list[dict[str, Any]] = []
         self.state: dict[Tensor, dict[str, Any]] = {}
         groups = list(params)
         if not groups:
-            raise ValueError(
-                f"{type(self).__name__} got no parameters: pass model.parameters(), and pass it once only"
-            )
+            raise ValueError(f"{type(self).__name__} got no parameters: pass model.parameters(), and pass it once only")
         for group in groups if isinstance(groups[0], dict) else [{"params": groups}]:
             self.add_param_group(group)
 
@@ -50,8 +46,7 @@ class Optimizer:
         unknown = sorted(param_group.keys() - self.defaults.keys() - {"params"})
         if unknown:
             raise ValueError(
-                f"{type(self).__name__} has no option {', '.join(unknown)}: "
-                f"its options are {', '.join(self.defaults)}"
+                f"{type(self).__name__} has no option {', '.join(unknown)}: its options are {', '.join(self.defaults)}"
             )
         self._check_options(group)
         known = {p for g in self.param_groups for p in g["params"]}
@@ -84,9 +79,7 @@ class Optimizer:
                 if p.grad is not None:
                     p.copy_(self._update(p.data, p.grad.data, self.state.setdefault(p, {}), group))
 
-    def _update(
-        self, value: np.ndarray, grad: np.ndarray, state: dict[str, Any], group: dict[str, Any]
-    ) -> np.ndarray:
+    def _update(self, value: np.ndarray, grad: np.ndarray, state: dict[str, Any], group: dict[str, Any]) -> np.ndarray:
         raise NotImplementedError
 
     # ---- state ---------------------------------------------------------------------------------------------
@@ -118,8 +111,7 @@ class Optimizer:
 
     def __repr__(self) -> str:
         groups = [
-            {k: v for k, v in g.items() if k != "params"} | {"params": len(g["params"])}
-            for g in self.param_groups
+            {k: v for k, v in g.items() if k != "params"} | {"params": len(g["params"])} for g in self.param_groups
         ]
         return f"{type(self).__name__}({', '.join(map(str, groups))})"
 
@@ -147,9 +139,7 @@ class SGD(Optimizer):
         weight_decay: float = 0,
         nesterov: bool = False,
     ) -> None:
-        options = dict(
-            lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov
-        )
+        options = dict(lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov)
         super().__init__(params, options)
 
     def _check_options(self, group: dict[str, Any]) -> None:
@@ -157,17 +147,13 @@ class SGD(Optimizer):
         if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
             raise ValueError("SGD: nesterov needs a momentum above 0 and no dampening")
 
-    def _update(
-        self, value: np.ndarray, grad: np.ndarray, state: dict[str, Any], group: dict[str, Any]
-    ) -> np.ndarray:
+    def _update(self, value: np.ndarray, grad: np.ndarray, state: dict[str, Any], group: dict[str, Any]) -> np.ndarray:
         momentum = group["momentum"]
         if group["weight_decay"]:
             grad = grad + group["weight_decay"] * value
         if momentum:
             velocity = state.get("momentum_buffer")
-            velocity = (
-                grad.copy() if velocity is None else velocity * momentum + (1 - group["dampening"]) * grad
-            )
+            velocity = grad.copy() if velocity is None else velocity * momentum + (1 - group["dampening"]) * grad
             state["momentum_buffer"] = velocity
             grad = grad + momentum * velocity if group["nesterov"] else velocity
         return value - group["lr"] * grad
@@ -191,9 +177,7 @@ class Adam(Optimizer):
     ) -> None:
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
 
-    def _update(
-        self, value: np.ndarray, grad: np.ndarray, state: dict[str, Any], group: dict[str, Any]
-    ) -> np.ndarray:
+    def _update(self, value: np.ndarray, grad: np.ndarray, state: dict[str, Any], group: dict[str, Any]) -> np.ndarray:
         if group["weight_decay"]:
             grad = grad + group["weight_decay"] * value
         return _adam_step(value, grad, state, group)
@@ -215,15 +199,11 @@ class AdamW(Optimizer):
     ) -> None:
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
 
-    def _update(
-        self, value: np.ndarray, grad: np.ndarray, state: dict[str, Any], group: dict[str, Any]
-    ) -> np.ndarray:
+    def _update(self, value: np.ndarray, grad: np.ndarray, state: dict[str, Any], group: dict[str, Any]) -> np.ndarray:
         return _adam_step(value * (1 - group["lr"] * group["weight_decay"]), grad, state, group)
 
 
-def _adam_step(
-    value: np.ndarray, grad: np.ndarray, state: dict[str, Any], group: dict[str, Any]
-) -> np.ndarray:
+def _adam_step(value: np.ndarray, grad: np.ndarray, state: dict[str, Any], group: dict[str, Any]) -> np.ndarray:
     beta1, beta2 = group["betas"]
     if not state:
         state.update(step=0, exp_avg=np.zeros_like(value), exp_avg_sq=np.zeros_like(value))

@@ -29,8 +29,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if torch_required() and skipped_for_want_of_torch:
-        terminalreporter.section(
-            "torch is required here (MINQUANT_REQUIRE_TORCH=1), yet tests were skipped", red=True
-        )
+        terminalreporter.section("torch is required here (MINQUANT_REQUIRE_TORCH=1), yet tests were skipped", red=True)
         for line in skipped_for_want_of_torch:
             terminalreporter.line(line)

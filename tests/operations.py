@@ -123,9 +123,7 @@ OPERATIONS = [
     Operation("pow of a number", lambda f, a: f.pow(a, 3), any_shape, magnitude=100),
     Operation("a number to the power", lambda f, a: 2.0**a, any_shape, magnitude=50),
     Operation("square", lambda f, a: f.pow(a, 2), any_shape),
-    Operation(
-        "arithmetic with numbers", lambda f, a: 1 - 2 * (3 + a) / 0.7 + (-a) / 2 - 1 / (a + 5), any_shape
-    ),
+    Operation("arithmetic with numbers", lambda f, a: 1 - 2 * (3 + a) / 0.7 + (-a) / 2 - 1 / (a + 5), any_shape),
     Operation("where", lambda f, a, b: f.where(a > 0.1, a, b), broadcast(), kinks=(0.1,)),
     Operation("matmul", lambda f, a, b: f.matmul(a, b), products(), magnitude=600),
     # unary

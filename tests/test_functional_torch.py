@@ -50,9 +50,7 @@ def assert_close(operation: Operation, ours: list[Any], theirs: list[Any], dtype
         where = f"{what} of {operation.name}"
         assert (a is None) == (b is None), where
         if a is not None:
-            assert a.shape == b.shape and a.dtype == b.dtype, (
-                f"{where}: {a.shape} {a.dtype}, {b.shape} {b.dtype}"
-            )
+            assert a.shape == b.shape and a.dtype == b.dtype, f"{where}: {a.shape} {a.dtype}, {b.shape} {b.dtype}"
             assert np.abs(a - b).max(initial=0) <= bound, f"{where}: expected\n{b}\ngot\n{a}"
 
 
@@ -94,9 +92,7 @@ def test_positions_of_the_largest_are_torchs(shape: tuple[int, ...]) -> None:
                 np.testing.assert_array_equal(F.min(x, dim, keepdim).indices.data, expected.indices.numpy())
 
 
-@pytest.mark.parametrize(
-    "name", ["relu", "abs", "sqrt", "max", "min", "sigmoid", "tanh", "gelu", "silu", "exp", "log"]
-)
+@pytest.mark.parametrize("name", ["relu", "abs", "sqrt", "max", "min", "sigmoid", "tanh", "gelu", "silu", "exp", "log"])
 def test_special_values_give_torchs_outputs_and_gradients(name: str) -> None:
     x = np.array([0.0, -0.0, 1.0, 1.0, -np.inf, np.inf, np.nan, 1e-40, -3e38], np.float32)
     # torch says that gelu(inf) is NaN and that |NaN| has the slope 0; minquant says inf and NaN.

@@ -92,9 +92,7 @@ def test_faults_are_found(lesson, old, new, message):
 
 
 def test_visible_part_must_stand_alone(lesson):
-    text = lesson.read_text(encoding="utf-8").replace(
-        "### BEGIN HIDDEN TESTS\n", "### BEGIN HIDDEN TESTS\nfinal = 1\n"
-    )
+    text = lesson.read_text(encoding="utf-8").replace("### BEGIN HIDDEN TESTS\n", "### BEGIN HIDDEN TESTS\nfinal = 1\n")
     lesson.write_text(text + "assert final\n", encoding="utf-8")
     assert "the solution fails the check without its hidden tests" in "\n".join(faults(lesson))
 
@@ -266,9 +264,7 @@ def test_compare_refuses_to_broadcast(capsys):
     assert capsys.readouterr().out == "q: shapes differ, ours (2, 1), theirs (2, 2)\n"
 
 
-@pytest.mark.parametrize(
-    "values", [np.zeros((0, 3)), np.float32(1.5), np.zeros((20, 20)), np.array([np.nan])]
-)
+@pytest.mark.parametrize("values", [np.zeros((0, 3)), np.float32(1.5), np.zeros((20, 20)), np.array([np.nan])])
 def test_compare_of_odd_shapes(values, capsys):
     assert lesson_tools.compare("x", values, values)
     assert "exact" in capsys.readouterr().out
@@ -307,9 +303,7 @@ def test_check(yours, wanted, within, passes, capsys):
 
 def test_check_explains():
     with pytest.raises(AssertionError) as error:
-        lesson_tools.check(
-            "s", (0.75, 1), (1.0, 1), means=[((0.75, 1), "divided by 2**bits"), ((1, 0), "no")]
-        )
+        lesson_tools.check("s", (0.75, 1), (1.0, 1), means=[((0.75, 1), "divided by 2**bits"), ((1, 0), "no")])
     assert str(error.value).splitlines()[1:] == [
         "    specification  (1, 1)",
         "    yours          (0.75, 1)",

@@ -45,9 +45,7 @@ def test_twenty_steps_in_two_groups_are_torchs(name: str, dtype: type) -> None:
         assert np.abs(a.data - b.detach().numpy()).max() <= bound
 
 
-def train(
-    lib: Any, modules: Any, optimizers: Any, seed: Any
-) -> tuple[dict[str, np.ndarray], float, np.ndarray]:
+def train(lib: Any, modules: Any, optimizers: Any, seed: Any) -> tuple[dict[str, np.ndarray], float, np.ndarray]:
     """Fit y = x @ weights with a hidden layer: its weights, its loss on new data, the data."""
     seed(42)
     weights = np.array([[1.12, 1.6], [2.24, 2.5], [3.6, 3.9]], np.float32)

@@ -9,9 +9,7 @@ from minquant.random import randperm, uniform
 
 def test_the_first_numbers_after_a_seed_are_torchs() -> None:
     manual_seed(42)
-    np.testing.assert_array_equal(
-        rand(3).data, np.array([0.88226926, 0.91500396, 0.38286376], np.float32), strict=True
-    )
+    np.testing.assert_array_equal(rand(3).data, np.array([0.88226926, 0.91500396, 0.38286376], np.float32), strict=True)
     manual_seed(42)
     np.testing.assert_allclose(randn(3).data, [0.33669037, 0.12880941, 0.23446237], atol=2e-6)
     manual_seed(42)

@@ -30,9 +30,7 @@ def test_dtypes() -> None:
     assert Tensor(np.zeros(2, np.uint8)).dtype == np.uint8
 
 
-@pytest.mark.parametrize(
-    "data", ["text", [None], np.zeros(2, np.complex64), np.zeros(2, np.float16), [[1], [2, 3]]]
-)
+@pytest.mark.parametrize("data", ["text", [None], np.zeros(2, np.complex64), np.zeros(2, np.float16), [[1], [2, 3]]])
 def test_other_data_is_refused(data) -> None:
     with pytest.raises((TypeError, ValueError)):
         Tensor(data)
@@ -331,9 +329,7 @@ def write_first_of_view(y: Tensor) -> None:
 
 
 @pytest.mark.parametrize("change", [add_one, write_first, write_first_of_detached, write_first_of_view])
-@pytest.mark.parametrize(
-    "use", [lambda y: y * y, lambda y: y.exp().log() / y, lambda y: y[None] @ y[:, None]]
-)
+@pytest.mark.parametrize("use", [lambda y: y * y, lambda y: y.exp().log() / y, lambda y: y[None] @ y[:, None]])
 def test_a_change_that_the_graph_still_needs_is_refused(change, use) -> None:
     x = leaf(1, 2)
     y = x * 2

@@ -55,11 +55,7 @@ class Sequential(_Indexed):
 
     def __init__(self, *args: Module | dict[str, Module]) -> None:
         super().__init__()
-        named = (
-            args[0]
-            if len(args) == 1 and isinstance(args[0], dict)
-            else {str(i): m for i, m in enumerate(args)}
-        )
+        named = args[0] if len(args) == 1 and isinstance(args[0], dict) else {str(i): m for i, m in enumerate(args)}
         for name, module in named.items():
             self.add_module(name, module)  # type: ignore[arg-type]
 
@@ -138,9 +134,7 @@ class Linear(Module):
         return F.linear(input, self.weight, self.bias)
 
     def extra_repr(self) -> str:
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
-        )
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
 # ---- activations -------------------------------------------------------------------------------------------

@@ -127,9 +127,7 @@ class Module:
 
     def _check_name(self, name: str) -> None:
         if not name or "." in name:
-            raise ValueError(
-                f"{type(self).__name__}: a name must be non-empty and without dots, got {name!r}"
-            )
+            raise ValueError(f"{type(self).__name__}: a name must be non-empty and without dots, got {name!r}")
 
     def register_forward_hook(self, hook: Hook) -> RemovableHandle:
         """Call hook(module, inputs, output) after forward; its result, unless None, replaces the output."""
@@ -151,9 +149,7 @@ class Module:
         """Direct children."""
         return (child for _, child in self.named_children())
 
-    def named_modules(
-        self, prefix: str = "", memo: set[Module] | None = None
-    ) -> Iterator[tuple[str, Module]]:
+    def named_modules(self, prefix: str = "", memo: set[Module] | None = None) -> Iterator[tuple[str, Module]]:
         """This module ("") and all below it by path, parents first, each once."""
         memo = set() if memo is None else memo
         if self in memo:

@@ -49,9 +49,7 @@ def test_lists(folder, capsys):
     }
 
 
-@pytest.mark.parametrize(
-    "number, opened", [([], []), (["2"], ["02_more.ipynb"]), (["02"], ["02_more.ipynb"])]
-)
+@pytest.mark.parametrize("number, opened", [([], []), (["2"], ["02_more.ipynb"]), (["02"], ["02_more.ipynb"])])
 def test_opens(folder, monkeypatch, number, opened):
     calls = []
     monkeypatch.setattr(lessons.subprocess, "call", lambda command, cwd: calls.append((command, cwd)) or 0)

@@ -77,9 +77,7 @@ def test_equals_exact_arithmetic(pair):
 def test_equals_python_integers(pair):
     a, b = (x[:4, :4] for x in pair)
     a, b = a[:, : b.shape[0]], b[: a.shape[1]]
-    by_hand = [
-        [sum(x * y for x, y in zip(row, col, strict=True)) for col in b.T.tolist()] for row in a.tolist()
-    ]
+    by_hand = [[sum(x * y for x, y in zip(row, col, strict=True)) for col in b.T.tolist()] for row in a.tolist()]
     for backend in BACKENDS:
         assert int8_matmul(a, b, backend).tolist() == by_hand
 
@@ -94,9 +92,7 @@ def test_zero_sizes(m, k, n, dtype):
 def test_sizes_beyond_one_vector(shape):
     m, k, n = shape
     rng = np.random.default_rng(0)
-    assert_exact(
-        rng.integers(0, 256, (m, k)).astype(np.uint8), rng.integers(-128, 128, (k, n)).astype(np.int8)
-    )
+    assert_exact(rng.integers(0, 256, (m, k)).astype(np.uint8), rng.integers(-128, 128, (k, n)).astype(np.int8))
 
 
 # The edge of int32 --------------------------------------------------------------------------------------

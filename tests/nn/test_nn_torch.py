@@ -10,9 +10,7 @@ torch = pytest.importorskip("torch")
 
 def models(lib, seed: int):
     (torch.manual_seed if lib is torch.nn else manual_seed)(seed)
-    return lib.Sequential(
-        lib.Linear(7, 5), lib.ReLU(), lib.Sequential(lib.Linear(5, 3, bias=False), lib.Linear(3, 1))
-    )
+    return lib.Sequential(lib.Linear(7, 5), lib.ReLU(), lib.Sequential(lib.Linear(5, 3, bias=False), lib.Linear(3, 1)))
 
 
 @pytest.mark.parametrize("seed", [0, 42, 2**32 + 7])

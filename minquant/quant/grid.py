@@ -61,21 +61,25 @@ def choose_qparams(x_min: Any, x_max: Any, spec: QSpec) -> QParams:
         raise ValueError(f"choose_qparams: x_min must not exceed x_max, got {low} … {high}")
     lo, hi = np.minimum(low, np.float32(0)), np.maximum(high, np.float32(0))
     with np.errstate(over="ignore"):  # a range wider than float32 gives an infinite scale, which QParams refuses
-        scale, zero_point = _symmetric(lo, hi, spec) if spec.symmetric else _affine(lo, hi, spec)
-    return QParams(scale, zero_point, spec)
+        if spec.symmetric:
+            scale = symmetric_scale(lo, hi, spec.qmin, spec.qmax)
+            return QParams(scale, np.full(scale.shape, spec.symmetric_zero_point, np.int32), spec)
+        return QParams(*affine_grid(lo, hi, spec.qmin, spec.qmax), spec)
 
 
-def _affine(lo: np.ndarray, hi: np.ndarray, spec: QSpec) -> tuple[np.ndarray, np.ndarray]:
-    steps = np.float32(spec.qmax - spec.qmin)
-    scale = np.maximum((hi - lo) / steps, EPS)
-    zero_point = np.clip(spec.qmin - np.rint(lo / scale), spec.qmin, spec.qmax)
-    return scale, zero_point.astype(np.int32)
+def affine_grid(
+    lo: np.ndarray, hi: np.ndarray, qmin: int, qmax: int, eps: np.float32 = EPS
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and zero point of the affine grid over ``lo … hi``, a range with 0 in it."""
+    scale = np.maximum((hi - lo) / np.float32(qmax - qmin), eps)
+    zero_point = np.int32(qmin) - np.rint(lo / scale).astype(np.int32)
+    return np.asarray(scale), np.asarray(np.clip(zero_point, qmin, qmax))
 
 
-def _symmetric(lo: np.ndarray, hi: np.ndarray, spec: QSpec) -> tuple[np.ndarray, np.ndarray]:
-    half_the_steps = np.float32((spec.qmax - spec.qmin) / 2)
-    scale = np.maximum(np.maximum(-lo, hi) / half_the_steps, EPS)
-    return scale, np.full(scale.shape, spec.symmetric_zero_point, np.int32)
+def symmetric_scale(lo: np.ndarray, hi: np.ndarray, qmin: int, qmax: int, eps: np.float32 = EPS) -> np.ndarray:
+    """Scale of the symmetric grid over ``lo … hi``, a range with 0 in it."""
+    half_the_steps = np.float32((qmax - qmin) / 2)
+    return np.asarray(np.maximum(np.maximum(-lo, hi) / half_the_steps, eps))
 
 
 def to_codes(x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ import numpy as np
 from minquant.nn.module import Module
 from minquant.tensor import Tensor
 
-from .grid import float_array
+from .grid import affine_grid, float_array, symmetric_scale
 from .spec import PerChannel, PerTensor, QParams, QSpec
 
 __all__ = [
@@ -214,19 +214,13 @@ class Observer(Module):
         if (low > high).any():
             raise ValueError(f"{type(self).__name__}: min_val must not exceed max_val, got {low} … {high}")
         lo, hi = np.minimum(low, F32(0)), np.maximum(high, F32(0))
+        bounds = (lo, hi, self.quant_min, self.quant_max, self.eps.data[0])
         with np.errstate(all="ignore"):  # infinite and NaN ranges
-            return self._symmetric_qparams(lo, hi) if self._symmetric else self._affine_qparams(lo, hi)
-
-    def _affine_qparams(self, lo: np.ndarray, hi: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        scale = np.maximum((hi - lo) / F32(self.quant_max - self.quant_min), self.eps.data[0])
-        zero_point = np.int32(self.quant_min) - np.rint(lo / scale).astype(np.int32)
-        return np.asarray(scale), np.clip(np.asarray(zero_point), self.quant_min, self.quant_max)
-
-    def _symmetric_qparams(self, lo: np.ndarray, hi: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        half_the_steps = F32((self.quant_max - self.quant_min) / 2)
-        scale = np.maximum(np.maximum(-lo, hi) / half_the_steps, self.eps.data[0])
+            if not self._symmetric:
+                return affine_grid(*bounds)
+            scale = symmetric_scale(*bounds)
         middle = (self.quant_min + self.quant_max) // 2 if self.has_customized_qrange else 128
-        return np.asarray(scale), np.full(scale.shape, 0 if self.dtype == "qint8" else middle, np.int32)
+        return scale, np.full(scale.shape, 0 if self.dtype == "qint8" else middle, np.int32)
 
     def extra_repr(self) -> str:
         """The range, for printing."""

@@ -1,0 +1,150 @@
+"""What torch makes of the cases of dialect_cases.py, and its fused fake quantizer. Needs torch."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+import torch.ao.quantization as tq
+
+torch.set_num_threads(1)
+
+
+def tensor(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.array(array))
+
+
+def quietly(function: Any) -> Any:
+    """Without torch's warnings on every use of its quantization."""
+
+    @functools.wraps(function)
+    def quiet(*arguments: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return function(*arguments)
+
+    return quiet
+
+
+@quietly
+def theirs(engine: str, case: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The quantized input, the static output's integers, the dynamic output."""
+    torch.backends.quantized.engine = engine
+    relu = bool(case["relu"])
+    static = torch.ops.quantized.linear_relu if relu else torch.ops.quantized.linear
+    dynamic = torch.ops.quantized.linear_relu_dynamic if relu else torch.ops.quantized.linear_dynamic
+    x = torch.quantize_per_tensor(tensor(case["x"]), float(case["x_scale"]), int(case["x_zero_point"]), torch.quint8)
+    y = static(x, packed(case), float(case["out_scale"]), int(case["out_zero_point"]))
+    real = dynamic(tensor(case["x"]), packed(case), True)  # reduce_range, as the modules ask
+    return {"qx": x.int_repr().numpy(), "static": y.int_repr().numpy(), "dynamic": real.numpy()}
+
+
+def packed(case: dict[str, np.ndarray]) -> Any:
+    """Weight and bias for one operator: onednn crashes where a static and a dynamic one share them."""
+    weight = quantized_weight(case["qw"], case["w_scale"])
+    return torch.ops.quantized.linear_prepack(weight, tensor(case["bias"]) if case["bias"].size else None)
+
+
+def quantized_weight(qw: np.ndarray, scale: np.ndarray) -> torch.Tensor:
+    """A quantized weight of exactly these integers."""
+    real = tensor(qw.astype(np.float32) * (scale[:, None] if scale.ndim else scale))
+    if scale.ndim:
+        zeros = torch.zeros(len(scale), dtype=torch.int64)
+        weight = torch.quantize_per_channel(real, tensor(scale), zeros, 0, torch.qint8)
+    else:
+        weight = torch.quantize_per_tensor(real, float(scale), 0, torch.qint8)
+    assert np.array_equal(weight.int_repr().numpy(), qw)
+    return weight
+
+
+@quietly
+def fused_steps(options: dict[str, Any], batches: np.ndarray, gradient: np.ndarray) -> list[dict[str, np.ndarray]]:
+    """Three steps of FusedMovingAvgObsFakeQuantize: output, gradient, range and grid after each."""
+    kind = "PerChannelMinMax" if "channel" in options["qscheme"] else "MinMax"
+    fused = tq.FusedMovingAvgObsFakeQuantize(
+        observer=getattr(tq, f"MovingAverage{kind}Observer"),
+        **options | {"dtype": getattr(torch, options["dtype"]), "qscheme": getattr(torch, options["qscheme"])},
+    )
+    states = []
+    for batch in batches:
+        x = tensor(batch).requires_grad_()
+        y = fused(x)
+        y.backward(tensor(gradient))
+        observer = fused.activation_post_process
+        states.append({
+            "y": y.detach().numpy().copy(),
+            "grad": x.grad.numpy().copy(),
+            "min_val": observer.min_val.numpy().copy(),
+            "max_val": observer.max_val.numpy().copy(),
+            "scale": fused.scale.numpy().copy(),
+            "zero_point": fused.zero_point.numpy().copy(),
+        })  # fmt: skip
+    return states
+
+
+# ---- whole flows -----------------------------------------------------------------------------------------------------
+
+
+def float_model(data: dict[str, np.ndarray]) -> torch.nn.Module:
+    """The model of `dialect_cases.float_model`."""
+    layers = [torch.nn.Linear(*data[f"w{i}"].shape[::-1]) for i in (1, 2, 3)]
+    for i, layer in enumerate(layers, start=1):
+        layer.weight.data[:], layer.bias.data[:] = tensor(data[f"w{i}"]), tensor(data[f"b{i}"])
+    fused = torch.ao.nn.intrinsic.LinearReLU(layers[2], torch.nn.ReLU())
+    return torch.nn.Sequential(layers[0], torch.nn.ReLU(), layers[1], fused)
+
+
+@quietly
+def static_flow(engine: str, data: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """prepare, calibrate, convert, run: every integer and every grid."""
+    torch.backends.quantized.engine = engine
+    model = tq.QuantWrapper(float_model(data)).eval()
+    model.qconfig = tq.get_default_qconfig(engine)
+    prepared = tq.prepare(model)
+    for batch in data["batches"]:
+        prepared(tensor(batch))
+    model = tq.convert(prepared)
+    found = {"in_scale": model.quant.scale.numpy(), "in_zero_point": model.quant.zero_point.numpy()}
+    for i, layer in zip((1, 2, 3), (model.module[0], model.module[2], model.module[3]), strict=True):
+        found |= weight_of(i, layer)
+        found |= {f"scale{i}": np.float32(layer.scale), f"zero_point{i}": np.int32(layer.zero_point)}
+    return found | {"y": model(tensor(data["x"])).numpy()}
+
+
+@quietly
+def dynamic_flow(engine: str, data: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """quantize_dynamic, run."""
+    torch.backends.quantized.engine = engine
+    model = float_model(data).eval()
+    kinds = {torch.nn.Linear, torch.ao.nn.intrinsic.LinearReLU}
+    model = tq.quantize_dynamic(model, dict.fromkeys(kinds, tq.default_dynamic_qconfig))
+    found = weight_of(1, model[0]) | weight_of(2, model[2]) | weight_of(3, model[3])
+    return found | {"y": model(tensor(data["x"])).numpy()}
+
+
+def weight_of(i: int, layer: Any) -> dict[str, np.ndarray]:
+    weight = layer.weight()
+    per_channel = weight.qscheme() in (torch.per_channel_affine, torch.per_channel_symmetric)
+    scale = weight.q_per_channel_scales().float().numpy() if per_channel else np.float32(weight.q_scale())
+    return {f"qw{i}": weight.int_repr().numpy(), f"w_scale{i}": scale}
+
+
+@quietly
+def qat_losses(engine: str, data: dict[str, np.ndarray], steps: int, lr: float) -> list[float]:
+    """Losses of the first steps of quantization-aware training, plain SGD towards 0."""
+    torch.backends.quantized.engine = engine
+    model = tq.QuantWrapper(float_model(data)).train()
+    model.qconfig = tq.get_default_qat_qconfig(engine)
+    prepared = tq.prepare_qat(model)
+    optimizer = torch.optim.SGD(prepared.parameters(), lr=lr)
+    losses = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = (prepared(tensor(data["x"])) ** 2).mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses

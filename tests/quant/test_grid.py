@@ -182,6 +182,19 @@ def test_constants_survive():
             assert worst <= (scale / 2 * 1.0001 if spec.symmetric else abs(c) * 2.0**-22)
 
 
+def test_each_channel_has_its_own_scale():
+    x = np.array([[1, -2, 0.5], [100, 50, -25], [0, 0, 0.001]], F32)
+    spec = QSpec(symmetric=True, granularity=PerChannel())
+    qparams = grid_of(x, spec)
+    assert qparams.scale.tolist() == [F32(a) / F32(127.5) for a in (2, 100, F32(0.001))]
+    assert grid_of(x.T, QSpec(symmetric=True, granularity=PerChannel(1))).scale.tolist() == qparams.scale.tolist()
+    error = np.abs(dequantize(quantize(x, qparams)) - x).max(axis=1)
+    assert (error <= np.array([2, 100, 0.001]) / 127.5 * 0.5001).all()
+    groups = grid_of(x.reshape(1, 9), QSpec(symmetric=True, granularity=PerGroup(3)))
+    assert groups.scale.tolist() == [qparams.scale.tolist()]
+    assert grid_of(x, QSpec(symmetric=True, granularity=PerToken())).scale.tolist() == qparams.scale.tolist()
+
+
 def test_nan_is_refused_with_a_count():
     x = np.array([1, np.nan, np.nan, np.inf], F32)
     for function in (quantize, fake_quantize):

@@ -45,6 +45,13 @@ def test_terms_may_wrap_where_their_sum_does_not():
     assert np.array_equal(accumulate(qx, zx, qw, zw), expected)
 
 
+def test_sums_beyond_24_bits_keep_their_last_bit():
+    qx, qw = np.full((1, 1001), 255, np.uint8), np.full((1, 1001), 127, np.int8)
+    expected = 1001 * 255 * 127  # odd, and above 2²⁴: no float32
+    assert expected > 2**24 and expected % 2 == 1
+    assert accumulate(qx, np.int32(0), qw, np.int32(0)).tolist() == [[expected]]
+
+
 def test_the_last_safe_k_and_the_first_that_is_not():
     # |qx - zx| ≤ 255 and |qw - zw| ≤ 128: K ≤ (2³¹ - 1) / 32640 = 65793
     qx, qw = np.full((1, 65793), 255, np.uint8), np.full((1, 65793), -128, np.int8)

@@ -135,6 +135,7 @@ def submodule(model: Module, path: str, flow: str) -> Module:
     names = [name for name, _ in model.named_modules()]
     if path not in names:
         close = difflib.get_close_matches(path, names, n=3)
-        known = " or ".join(map(repr, close)) if close else ", ".join(filter(None, names))
-        raise ValueError(f"{flow}: no module is named {path!r}; {'did you mean' if close else 'there are'} {known}?")
+        alike = f"did you mean {' or '.join(map(repr, close))}?"
+        advice = alike if close else f"there are {', '.join(filter(None, names))}"
+        raise ValueError(f"{flow}: no module is named {path!r}; {advice}")
     return model.get_submodule(path)

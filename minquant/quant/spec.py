@@ -248,8 +248,10 @@ class QParams:
         bad = ~(np.isfinite(scale) & (scale >= SMALLEST_NORMAL))
         if bad.any():
             raise ValueError(
-                "QParams: a scale must be positive, finite and at least 2^-126 (below it the reciprocal overflows); "
-                f"got {scale[bad].flat[0]}" + (f" and {bad.sum() - 1} more" if bad.sum() > 1 else "")
+                "QParams: a scale must be positive, finite and at least 2^-126 (smaller ones are subnormal, and their "
+                f"reciprocal may overflow); got {scale[bad].flat[0]}"
+                + (f" and {bad.sum() - 1} more" if bad.sum() > 1 else "")
+                + "; choose_qparams(x_min, x_max, spec) makes one from a range"
             )
         outside = (zero_point < self.spec.qmin) | (zero_point > self.spec.qmax)
         if outside.any():

@@ -12,7 +12,7 @@ from .fake_quant import (
     enable_fake_quant,
     enable_observer,
 )
-from .grid import choose_qparams, dequantize, fake_quantize, quantize
+from .grid import choose_qparams, fake_quantize
 from .histogram import HistogramObserver
 from .linear import (
     DynamicQuantizedLinear,
@@ -30,7 +30,7 @@ from .observers import (
     PerChannelMinMaxObserver,
 )
 from .qconfig import QConfig, default_dynamic_qconfig, get_default_qat_qconfig, get_default_qconfig
-from .qtensor import QTensor
+from .qtensor import QTensor, dequantize, quantize
 from .report import Report, report
 from .spec import PerChannel, PerGroup, PerTensor, PerToken, QParams, QSpec
 from .stubs import DeQuantize, Quantize

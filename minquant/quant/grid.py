@@ -25,10 +25,9 @@ import numpy as np
 
 from minquant.tensor import Function, Tensor
 
-from .qtensor import QTensor
 from .spec import QParams, QSpec
 
-__all__ = ["choose_qparams", "dequantize", "fake_quantize", "quantize"]
+__all__ = ["choose_qparams", "fake_quantize"]
 
 EPS = np.float32(2.0**-23)
 
@@ -88,30 +87,21 @@ def to_codes(x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray) -> np.nda
         return np.rint(x * (np.float32(1) / scale)) + zero_point.astype(np.float32)
 
 
-def quantize(x: np.ndarray | Tensor, qparams: QParams) -> QTensor:
-    """Real values -> integers: ``q = clip(rint(f(x · f(1/s))) + z, qmin, qmax)``.
-
-    Args:
-        x: float array or Tensor of any shape that fits the granularity; float64 is rounded to float32 first.
-            Infinities become the end of the grid.
-        qparams: the grid.
-
-    Returns:
-        QTensor of the shape of `x`.
+def to_integers(x: np.ndarray, qparams: QParams) -> np.ndarray:
+    """float32 values -> integers ``clip(rint(f(x · f(1/s))) + z, qmin, qmax)`` of the spec's dtype.
 
     Raises:
-        TypeError: `x` is not of floating type.
         ValueError: NaN in `x`; a shape that does not fit the granularity.
-
-    The error of dequantizing is at most ``s/2`` inside the range (see the module's text).
-    Source: the rule of torch.fake_quantize_per_tensor_affine, torch 2.13, and of torchao 0.18's affine primitives;
-    Jacob et al. 2018, equation 1.
     """
-    array = float_array(x, "quantize")
-    refuse_nan(array)
-    codes = to_codes(array, *qparams.expand(array.shape))
+    refuse_nan(x)
     spec = qparams.spec
-    return QTensor(np.clip(codes, spec.qmin, spec.qmax).astype(spec.dtype), qparams)
+    return np.clip(to_codes(x, *qparams.expand(x.shape)), spec.qmin, spec.qmax).astype(spec.dtype)
+
+
+def to_real(q: np.ndarray, qparams: QParams) -> np.ndarray:
+    """Integers -> float32 values ``f((q - z) · s)``; the difference is exact."""
+    scale, zero_point = qparams.expand(q.shape)
+    return (q.astype(np.int32) - zero_point).astype(np.float32) * scale
 
 
 def refuse_nan(x: np.ndarray) -> None:
@@ -140,11 +130,6 @@ def check_finite(values: np.ndarray, what: str, what_to_do: str) -> None:
         )
 
 
-def dequantize(qtensor: QTensor) -> np.ndarray:
-    """Integers -> real values: ``f((q - zero_point) · scale)``, a float32 array of the same shape."""
-    return qtensor.dequantize()
-
-
 class RoundToGrid(Function):
     """``f((clip(rint(f(x · f(1/s))) + z) - z) · s)``; the gradient passes where x lies in the range."""
 
@@ -159,7 +144,7 @@ class RoundToGrid(Function):
             lo, hi = straight_through_range(x_min, x_max, qparams.spec)
             inside = (granularity.expand(lo, x.shape) <= x) & (x <= granularity.expand(hi, x.shape))
         self.save(inside)
-        return quantize(x, qparams).dequantize().astype(x.dtype, copy=False)
+        return to_real(to_integers(float_array(x, "fake_quantize"), qparams), qparams).astype(x.dtype, copy=False)
 
     def backward(self, grad: np.ndarray) -> np.ndarray:
         (inside,) = self.saved
@@ -202,7 +187,7 @@ def fake_quantize(x: Any, qparams: QParams, x_min: Any = None, x_max: Any = None
     """
     array = float_array(x, "fake_quantize")
     if not isinstance(x, Tensor):
-        return quantize(array, qparams).dequantize()
+        return to_real(to_integers(array, qparams), qparams)
     out = RoundToGrid.apply(x, qparams=qparams, x_min=x_min, x_max=x_max)
     out.qparams = qparams
     return out

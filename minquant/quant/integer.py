@@ -14,8 +14,6 @@ import numpy as np
 
 from minquant.kernels import int8_matmul
 
-from .qtensor import QTensor
-
 __all__ = ["accumulate"]
 
 INT32_MAX = 2**31 - 1
@@ -61,8 +59,3 @@ def _largest(dtype: np.dtype, zero_point: np.ndarray) -> int:
     if not np.size(zero_point):
         return 1
     return int(max(info.max - np.min(zero_point), np.max(zero_point) - info.min))
-
-
-def weight_codes(weight: QTensor) -> tuple[np.ndarray, np.ndarray]:
-    """Integers ``(N, K)`` and zero points (``()`` or ``(N,)``) of a weight."""
-    return weight.int_repr(), weight.qparams.zero_point

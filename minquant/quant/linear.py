@@ -12,8 +12,8 @@ from minquant.tensor import Tensor, as_tensor
 
 from .dialects import get_dialect
 from .fake_quant import FakeQuantize
-from .grid import check_finite, float_array, quantize
-from .qtensor import QTensor
+from .grid import check_finite, float_array
+from .qtensor import QTensor, quantize
 from .spec import PerChannel, PerTensor, PerToken, QParams, QSpec
 
 __all__ = [

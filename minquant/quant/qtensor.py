@@ -11,9 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from minquant.tensor import Tensor
+
+from .grid import float_array, to_integers, to_real
 from .spec import PerTensor, QParams
 
-__all__ = ["QTensor", "pack_bits", "unpack_bits"]
+__all__ = ["QTensor", "dequantize", "pack_bits", "quantize", "unpack_bits"]
 
 PACKED_UP_TO = 4
 
@@ -83,9 +86,8 @@ class QTensor:
         return unpack_bits(self.storage, spec.bits, spec.signed, self.shape)
 
     def dequantize(self) -> np.ndarray:
-        """The real values, ``f((q - zero_point) * scale)`` in float32; the difference is exact."""
-        scale, zero_point = self.qparams.expand(self.shape)
-        return (self.int_repr().astype(np.int32) - zero_point).astype(np.float32) * scale
+        """The real values, ``f((q - zero_point) * scale)`` in float32."""
+        return to_real(self.int_repr(), self.qparams)
 
     @property
     def nbytes(self) -> int:
@@ -160,3 +162,30 @@ class QTensor:
 
     def __repr__(self) -> str:
         return f"QTensor({self.int_repr()}, {self.qparams})"
+
+
+def quantize(x: np.ndarray | Tensor, qparams: QParams) -> QTensor:
+    """Real values -> integers: ``q = clip(rint(f(x · f(1/s))) + z, qmin, qmax)``.
+
+    Args:
+        x: float array or Tensor of any shape that fits the granularity; float64 is rounded to float32 first.
+            Infinities become the end of the grid.
+        qparams: the grid.
+
+    Returns:
+        QTensor of the shape of `x`.
+
+    Raises:
+        TypeError: `x` is not of floating type.
+        ValueError: NaN in `x`; a shape that does not fit the granularity.
+
+    The error of dequantizing is at most ``s/2`` inside the range (see the module's text).
+    Source: the rule of torch.fake_quantize_per_tensor_affine, torch 2.13, and of torchao 0.18's affine primitives;
+    Jacob et al. 2018, equation 1.
+    """
+    return QTensor(to_integers(float_array(x, "quantize"), qparams), qparams)
+
+
+def dequantize(qtensor: QTensor) -> np.ndarray:
+    """Integers -> real values: ``f((q - zero_point) · scale)``, a float32 array of the same shape."""
+    return qtensor.dequantize()

@@ -107,12 +107,11 @@ class Dialect(ABC):
             (…, N) float32.
         """
         rows = x.reshape(-1, x.shape[-1])
-        y = self.real_output(*self.quantize_at_run_time(rows, spec), weight, bias)
+        y = self.real_output(*self.quantize_at_run_time(rows, spec), weight.int_repr(), weight.qparams, bias)
         return (np.maximum(y, np.float32(0)) if relu else y).reshape(*x.shape[:-1], len(weight))
 
     def real_output(
-        self, qx: np.ndarray, x_scale: np.ndarray, zx: np.ndarray, weight: QTensor, bias: np.ndarray
+        self, qx: np.ndarray, x_scale: np.ndarray, zx: np.ndarray, qw: np.ndarray, w_grid: QParams, bias: np.ndarray
     ) -> np.ndarray:
-        """Integers (M, K) -> float32 output (M, N), bias included."""
-        acc = accumulate(qx, zx, weight.int_repr(), weight.qparams.zero_point)
-        return self.rescale(acc, x_scale, weight.qparams.scale, bias)
+        """Integers (M, K) and (N, K) -> float32 output (M, N), bias included."""
+        return self.rescale(accumulate(qx, zx, qw, w_grid.zero_point), x_scale, w_grid.scale, bias)

@@ -23,7 +23,7 @@ from ..fake_quant import FakeQuantize, WeightFakeQuantize
 from ..histogram import HistogramObserver
 from ..integer import accumulate
 from ..observers import MinMaxObserver, PerChannelMinMaxObserver
-from ..qtensor import QTensor
+from ..qtensor import QTensor, quantize
 from ..spec import PerGroup, QParams, QSpec
 from .base import Dialect, Factory
 
@@ -60,7 +60,7 @@ class Reference(Dialect):
 
     def quantize(self, x: np.ndarray | Tensor, qparams: QParams) -> QTensor:
         """``clip(rint(f(x · f(1/s))) + z, qmin, qmax)``."""
-        return grid.quantize(x, qparams)
+        return quantize(x, qparams)
 
     def converted_grid(self, qparams: QParams) -> QParams:
         """The grid that calibration chose, unchanged."""
@@ -71,30 +71,31 @@ class Reference(Dialect):
         nothing = np.zeros(spec.granularity.qparams_shape(x.shape), np.float32)
         x_min, x_max = spec.granularity.min_max(x) if x.size else (nothing, nothing)
         qparams = grid.choose_qparams(x_min, x_max, spec)
-        return grid.quantize(x, qparams).int_repr(), *qparams.expand(x.shape)
+        return grid.to_integers(x, qparams), *qparams.expand(x.shape)
 
     def rescale(self, acc: np.ndarray, x_scale: np.ndarray, w_scale: np.ndarray, bias: np.ndarray) -> np.ndarray:
         """``y = f(f(f(acc) · f(sx·sw)) + bias)``."""
         return acc.astype(np.float32) * (x_scale * w_scale) + bias
 
     def real_output(
-        self, qx: np.ndarray, x_scale: np.ndarray, zx: np.ndarray, weight: QTensor, bias: np.ndarray
+        self, qx: np.ndarray, x_scale: np.ndarray, zx: np.ndarray, qw: np.ndarray, w_grid: QParams, bias: np.ndarray
     ) -> np.ndarray:
-        """Integers (M, K) -> float32 (M, N); with groups, ``y = f(y + f(f(acc_g) · f(sx·sw_g)))``, then the bias."""
-        if not isinstance(weight.qparams.spec.granularity, PerGroup):
-            return super().real_output(qx, x_scale, zx, weight, bias)
-        y = np.zeros((len(qx), len(weight)), np.float32)
-        for columns, qw, w_scale, zw in weight_groups(weight):
-            acc = accumulate(qx[:, columns], zx, qw, zw)
+        """Integers -> float32 (M, N); with groups, ``y = f(y + f(f(acc_g) · f(sx·sw_g)))``, then the bias."""
+        if not isinstance(w_grid.spec.granularity, PerGroup):
+            return super().real_output(qx, x_scale, zx, qw, w_grid, bias)
+        y = np.zeros((len(qx), len(qw)), np.float32)
+        for columns, w_scale, zw in groups(w_grid):
+            acc = accumulate(qx[:, columns], zx, qw[:, columns], zw)
             y += acc.astype(np.float32) * (x_scale * w_scale)
         return y + bias
 
     def linear(self, x: QTensor, weight: QTensor, bias: np.ndarray, output: QParams, relu: bool) -> QTensor:
         """Rescale to real values, relu, and quantize to the output's grid like any other real value."""
         rows = x.int_repr().reshape(-1, x.shape[-1])
-        y = self.real_output(rows, x.qparams.scale, x.qparams.zero_point, weight, bias)
+        x_grid, w_grid = x.qparams, weight.qparams
+        y = self.real_output(rows, x_grid.scale, x_grid.zero_point, weight.int_repr(), w_grid, bias)
         y = np.maximum(y, np.float32(0)) if relu else y
-        return grid.quantize(y.reshape(*x.shape[:-1], len(weight)), output)
+        return quantize(y.reshape(*x.shape[:-1], len(weight)), output)
 
     def check_weight(self, spec: QSpec) -> None:
         """Every weight grid of up to 8 bits has its arithmetic here."""
@@ -109,13 +110,11 @@ class Reference(Dialect):
         )
 
 
-def weight_groups(weight: QTensor) -> Iterator[tuple[slice, np.ndarray, np.ndarray, np.ndarray]]:
-    """Columns, integers (N, group), scales (N,) and zero points (N,) of each group of a weight (N, K)."""
-    size = weight.qparams.spec.granularity.group_size  # type: ignore[union-attr]
-    qw, scale, zero_point = weight.int_repr(), weight.qparams.scale, weight.qparams.zero_point
-    for g in range(scale.shape[1]):
-        columns = slice(g * size, (g + 1) * size)
-        yield columns, qw[:, columns], scale[:, g], zero_point[:, g]
+def groups(w_grid: QParams) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """Columns, scales (N,) and zero points (N,) of each group of a weight (N, K)."""
+    size = w_grid.spec.granularity.group_size  # type: ignore[union-attr]
+    for g in range(w_grid.scale.shape[1]):
+        yield slice(g * size, (g + 1) * size), w_grid.scale[:, g], w_grid.zero_point[:, g]
 
 
 class IntegerLinear(Function):
@@ -133,8 +132,9 @@ class IntegerLinear(Function):
         self.save(x, weight)
         # Quantizing a value that lies on the grid gives its integer back: the three roundings on the way move it
         # by less than 2^-21 of itself, far below the half step that would change the integer.
-        qx = grid.quantize(x.reshape(-1, x.shape[-1]), x_grid).int_repr()
-        y = dialect.real_output(qx, x_grid.scale, x_grid.zero_point, grid.quantize(weight, w_grid), bias)
+        qx = grid.to_integers(x.reshape(-1, x.shape[-1]), x_grid)
+        qw = grid.to_integers(weight, w_grid)
+        y = dialect.real_output(qx, x_grid.scale, x_grid.zero_point, qw, w_grid, bias)
         return y.reshape(*x.shape[:-1], len(weight))  # (…, N)
 
     def backward(self, grad: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

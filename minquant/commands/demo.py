@@ -171,7 +171,9 @@ def versions(demos: list[Demo]) -> dict[str, str | None]:
 
 def _print_demo(console: Console, demo: Demo) -> None:
     console.rule(f"[bold]{TITLES[demo.name]}", align="left")
+    console.print("test loss, before → after quantization; weights and outputs beside torch's")
     console.print(_losses_table(demo))
+    console.print("x86 in full, both sides quantizing the same trained weights")
     console.print(_arrays_table(demo))
     console.print(f"As published: {demo.note}")
     if HINTS[demo.name]:
@@ -179,15 +181,20 @@ def _print_demo(console: Console, demo: Demo) -> None:
     console.print()
 
 
+def _table() -> Table:
+    from rich import box
+    from rich.table import Table
+
+    return Table(box=box.SIMPLE_HEAD)
+
+
 def _torch_title(demo: Demo) -> str:
-    return f"torch {demo.torch_version}" + ("" if demo.live else ", recorded")
+    return f"torch {demo.torch_version.split('+')[0]}" + ("" if demo.live else ", recorded")
 
 
 def _losses_table(demo: Demo) -> Table:
-    from rich.table import Table
-
-    table = Table(title="test loss, before → after quantization", title_justify="left", title_style="")
-    for header in ("", "minquant", _torch_title(demo), "integer weights", "integer outputs"):
+    table = _table()
+    for header in ("", "minquant", _torch_title(demo), "weights", "outputs"):
         table.add_column(header)
     rows = [("as published", demo.result["published"]), *_engine_rows(demo)]
     for label, r in rows:
@@ -212,7 +219,7 @@ def _engine_rows(demo: Demo) -> list[tuple[str, dict[str, Any]]]:
                 "weight_int_equal": None,
                 "output_int_equal": r["fused_output_int_equal"],
             }
-            rows.append(("    with the ReLU fused", {**r, **fused}))
+            rows.append(("  with fused ReLU", {**r, **fused}))
     return rows
 
 
@@ -225,13 +232,7 @@ def _verdict(equal: bool | None) -> str:
 
 
 def _arrays_table(demo: Demo) -> Table:
-    from rich.table import Table
-
-    table = Table(
-        title="x86 in full, both sides quantizing the same trained weights",
-        title_justify="left",
-        title_style="",
-    )
+    table = _table()
     for header in ("", "minquant", _torch_title(demo), ""):
         table.add_column(header)
     for key, (ours, theirs) in demo.arrays["x86"].items():
@@ -248,18 +249,15 @@ def _shown(array: np.ndarray) -> str:
 
 
 def _print_digits(console: Console, digits: DigitsResult) -> None:
-    from rich.table import Table
-
     console.rule("[bold]Handwritten digits, 64-64-64-64-10", align="left")
-    table = Table(
-        title=f"test accuracy in %, mean ± standard deviation of {digits.rows[0]['seeds']} seeds",
-        title_style="",
-    )
-    table.title_justify = "left"
+    console.print(f"test accuracy in %, mean ± standard deviation of {digits.rows[0]['seeds']} seeds")
+    table = _table()
     for header in ("flow", "weight bits", "activation bits", "accuracy"):
         table.add_column(header, justify="right" if header != "flow" else "left")
     for row in digits.rows:
         accuracy = f"{row['mean']:.1f} ± {row['std']:.1f}"
         table.add_row(row["flow"], str(row["weight_bits"]), str(row["act_bits"]), accuracy)
     console.print(table)
-    console.print("control: the float model, given the same further epochs as QAT\n")
+    if any(row["flow"] == "control" for row in digits.rows):
+        console.print("control: the float model, given the same further epochs as QAT")
+    console.print()

@@ -45,7 +45,7 @@ def run(capsys, *argv: str) -> str:
 def test_without_torch_recorded_values_are_shown_and_marked(capsys, tmp_path, short_digits, without_torch):
     report, plots = tmp_path / "out.json", tmp_path / "plots"
     printed = run(capsys, "demo", "all", "--json", str(report), "--plots", str(plots))
-    assert "torch 2.13.0+cpu, recorded" in printed and "differ[" not in printed
+    assert "torch 2.13.0, recorded" in printed and "differ[" not in printed
     for figure in ("0.0037 → 0.0049", "0.0062 → 0.0068", "18.4320 → 18.4320", "4.7411 → 1.2000"):
         assert figure in printed
     assert "[[ -4 -14 -58]" in printed

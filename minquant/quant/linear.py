@@ -222,11 +222,8 @@ class DynamicQuantizedLinear(IntegerWeight):
             raise TypeError(f"{self._kind}{at(self)}: expected real values, got a QTensor; put a DeQuantStub before it")
         array = float_array(x, f"{self._kind}{at(self)}")
         self._check_features(array.shape)
-        if not np.isfinite(array).all():
-            raise ValueError(
-                f"{self._kind}{at(self)}: {(~np.isfinite(array)).sum()} of {array.size} input values are NaN or "
-                "infinite: no range, so no grid"
-            )
+        what_to_do = "Mend the data or the layers before it"
+        check_finite(array, f"the input of {self._kind}{at(self)}", what_to_do)
         dialect = get_dialect(self.backend)
         return Tensor(dialect.dynamic_linear(array, self.weight, self._bias_or_zeros(), self.relu, self.input_spec))
 

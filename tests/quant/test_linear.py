@@ -196,8 +196,9 @@ def test_no_grid_for_nan_and_infinity_at_run_time(bad):
     layer = DynamicQuantizedLinear(WEIGHT, None, UINT8, "x86")
     layer.path = "encoder.fc1"
     x = np.array([[1, bad, 2], [0, 0, bad]], F32)
+    counts = "2 NaN and 0 infinite" if np.isnan(bad) else "0 NaN and 2 infinite"
     with pytest.raises(
-        ValueError, match="'encoder.fc1': 2 of 6 input values are NaN or infinite: no range, so no grid"
+        ValueError, match=f"the input of DynamicQuantizedLinear 'encoder.fc1' holds {counts} values out of 6"
     ):
         layer(x)
 

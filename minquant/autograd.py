@@ -118,7 +118,8 @@ class Function:
             for t in tensors:
                 if not is_float(t.dtype):
                     raise TypeError(
-                        f"{cls.__name__} expects float32 or float64, got {t.dtype}: convert it, e.g. with .float()"
+                        f"{cls.__name__} expects float32 or float64, got {t.dtype}: convert it, "
+                        "with .float(), or .astype(np.float32) of an array"
                     )
 
     def _link(self, tensors: Sequence[Tensor], out: Tensor) -> None:

@@ -20,7 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="minquant",
         description="Neural-network quantization from scratch: what a quantized model really computes.",
-        epilog="examples: minquant demo all --json out.json --plots plots    minquant lessons open 01",
+        epilog="examples:\n  minquant demo all --json out.json --plots plots\n  minquant lessons open 01",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
     for command in (demo, lessons):

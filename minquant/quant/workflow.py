@@ -7,31 +7,23 @@ an optimizer made before still trains the model made after.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from minquant.nn import DeQuantStub, Dropout, Identity, Linear, Module, QuantStub, ReLU
-from minquant.tensor import Tensor
 
-from .dialects import get_dialect
-from .fake_quant import FakeQuantize
-from .grid import check_finite, float_array
-from .linear import (
-    DynamicQuantizedLinear,
-    DynamicQuantizedLinearReLU,
-    LinearReLU,
-    QATLinear,
-    QATLinearReLU,
-    QuantizedLinear,
-    QuantizedLinearReLU,
-    check_weight_spec,
-    check_weight_values,
-    quantize_weight,
+from .conversion import (
+    output_grid,
+    replace_modules,
+    to_dynamic_linear,
+    to_integer_linear,
+    to_qat_linear,
+    weight_observer,
 )
+from .fake_quant import FakeQuantize
+from .linear import LinearReLU
 from .observers import Observer
-from .qconfig import QConfig, default_dynamic_qconfig
+from .qconfig import default_dynamic_qconfig
 from .selection import (
     WITH_WEIGHT,
     QConfigs,
@@ -41,13 +33,10 @@ from .selection import (
     select,
     submodule,
 )
-from .spec import PerTensor, QParams, QSpec
 from .stubs import DeQuantize, GridDropout, Quantize
+from .watching import check_calibrated, watch_output
 
 __all__ = ["convert", "fuse_modules", "prepare", "prepare_qat", "quantize_dynamic"]
-
-
-# ---- the four flows --------------------------------------------------------------------------------------------------
 
 
 def prepare(model: Module, qconfig: QConfigs) -> Module:
@@ -75,8 +64,8 @@ def prepare(model: Module, qconfig: QConfigs) -> Module:
     for path, config in configs.items():
         layer = prepared.get_submodule(path)
         if isinstance(layer, WITH_WEIGHT):
-            _weight_observer(config, path, "prepare")
-        _watch_output(layer, path, config, Observer, "prepare")
+            weight_observer(config, path, "prepare")
+        watch_output(layer, path, config, Observer, "prepare")
     return prepared
 
 
@@ -109,11 +98,11 @@ def prepare_qat(model: Module, qconfig: QConfigs) -> Module:
         if path not in configs:
             return None
         if isinstance(module, WITH_WEIGHT):
-            module = _qat_linear(module, path, configs[path])
-        _watch_output(module, path, configs[path], FakeQuantize, "prepare_qat")
+            module = to_qat_linear(module, path, configs[path])
+        watch_output(module, path, configs[path], FakeQuantize, "prepare_qat")
         return module
 
-    return _replace(shared, swap)
+    return replace_modules(shared, swap)
 
 
 def convert(model: Module) -> Module:
@@ -140,7 +129,7 @@ def convert(model: Module) -> Module:
             if is_quantized(model)
             else "convert: no layer was prepared; call prepare and calibrate the result, or prepare_qat and train it"
         )
-    _check_calibrated(watched)
+    check_calibrated(watched)
 
     def swap(path: str, module: Module) -> Module | None:
         if isinstance(module, DeQuantStub):
@@ -150,10 +139,10 @@ def convert(model: Module) -> Module:
         if path not in watched:
             return None
         if isinstance(module, QuantStub):
-            return Quantize(_output_grid(module), module.qconfig.backend)
-        return _integer_linear(module, path)
+            return Quantize(output_grid(module), module.qconfig.backend)
+        return to_integer_linear(module, path)
 
-    return _replace(copy.deepcopy(model), swap).eval()
+    return replace_modules(copy.deepcopy(model), swap).eval()
 
 
 def quantize_dynamic(model: Module, qconfig: QConfigs | None = None) -> Module:
@@ -180,9 +169,9 @@ def quantize_dynamic(model: Module, qconfig: QConfigs | None = None) -> Module:
     def swap(path: str, module: Module) -> Module | None:
         if path not in configs or isinstance(module, QuantStub):
             return None
-        return _dynamic_linear(module, path, configs[path])
+        return to_dynamic_linear(module, path, configs[path])
 
-    return _replace(copied, swap).eval()
+    return replace_modules(copied, swap).eval()
 
 
 def fuse_modules(model: Module, modules_to_fuse: Sequence[str] | Sequence[Sequence[str]]) -> Module:
@@ -217,137 +206,3 @@ def fuse_modules(model: Module, modules_to_fuse: Sequence[str] | Sequence[Sequen
 def _set_submodule(model: Module, path: str, module: Module) -> None:
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, module)
-
-
-# ---- observing -------------------------------------------------------------------------------------------------------
-
-
-def _watch_output(module: Module, path: str, config: QConfig, kind: type, flow: str) -> None:
-    """Gives a layer what watches its output, and the hook that shows it every output."""
-    watcher = None if isinstance(config.activation, QSpec) else config.activation()
-    if not isinstance(watcher, kind):
-        raise TypeError(
-            f"{flow}: expected a QConfig whose activation makes an object of class {kind.__name__}, got "
-            f"{config.activation!r}; get_default_qconfig() is for prepare, get_default_qat_qconfig() for prepare_qat"
-        )
-    module.qconfig = config
-    module.path = path
-    module.activation_post_process = watcher
-    if not isinstance(_observer(module).granularity, PerTensor):
-        raise ValueError(
-            f"{flow}: the output of '{path}' needs one scale for all values, got {_observer(module).spec}; use an "
-            "observer per tensor"
-        )
-    module.register_forward_hook(_observe_output)
-
-
-def _observe_output(module: Any, inputs: Any, output: Tensor) -> Tensor:
-    what = f"the output of {type(module).__name__} '{module.path}'"
-    check_finite(float_array(output, what), what, "Mend the data or the layers before it")
-    return module.activation_post_process(output)
-
-
-def _check_calibrated(watched: dict[str, Any]) -> None:
-    blind = [path or "the model itself" for path, m in watched.items() if not _observer(m).saw_data]
-    if blind:
-        raise ValueError(
-            f"convert: the observers of {', '.join(blind)} have seen no data; run calibration data through the "
-            "prepared model (or train it) first"
-        )
-
-
-def _observer(module: Any) -> Observer:
-    watcher = module.activation_post_process
-    return watcher.activation_post_process if isinstance(watcher, FakeQuantize) else watcher
-
-
-# ---- one layer -------------------------------------------------------------------------------------------------------
-
-
-def _replace(model: Module, swap: Callable[[str, Module], Module | None]) -> Module:
-    """Puts ``swap(path, module)`` in the place of every module for which it returns one; shared modules stay shared."""
-    swapped: dict[int, Module] = {}
-
-    def visit(path: str, module: Module) -> Module:
-        if id(module) not in swapped:
-            new = swap(path, module)
-            swapped[id(module)] = module if new is None else new
-            if new is None:
-                for name, child in list(module._modules.items()):  # named_children() names a shared child once
-                    if child is not None:
-                        setattr(module, name, visit(f"{path}.{name}" if path else name, child))
-        return swapped[id(module)]
-
-    return visit("", model)
-
-
-def _parts(module: Module) -> tuple[Linear, bool]:
-    """The Linear of a Linear or LinearReLU, and whether a relu is fused in."""
-    return (module.linear, True) if isinstance(module, LinearReLU) else (module, False)  # type: ignore[return-value]
-
-
-def _qat_linear(module: Module, path: str, config: QConfig) -> QATLinear:
-    linear, relu = _parts(module)
-    fake_quant = config.weight()
-    if not isinstance(fake_quant, FakeQuantize):
-        raise TypeError(
-            f"prepare_qat: expected a QConfig whose weight makes a FakeQuantize, got {config.weight!r} for '{path}'; "
-            "get_default_qat_qconfig() is the preset"
-        )
-    return (QATLinearReLU if relu else QATLinear)(linear, fake_quant, config.backend)
-
-
-def _integer_linear(module: Any, path: str) -> QuantizedLinear:
-    backend, output = module.qconfig.backend, _output_grid(module)
-    linear: Any
-    if isinstance(module, QATLinear):
-        linear, relu = module, module.relu
-        check_weight_values(module.weight, f"'{path}'")
-        qparams = module.weight_fake_quant.weight_qparams(module.weight)
-    else:
-        linear, relu = _parts(module)
-        qparams = _observed_weight(linear, module.qconfig, path, "convert")
-    weight = quantize_weight(linear.weight, qparams, path)
-    new = (QuantizedLinearReLU if relu else QuantizedLinear)(weight, _bias(linear), output, backend)
-    new.path = path
-    return new
-
-
-def _dynamic_linear(module: Module, path: str, config: QConfig) -> DynamicQuantizedLinear:
-    if not isinstance(config.activation, QSpec):
-        raise TypeError(
-            f"quantize_dynamic: expected a QConfig whose activation is a QSpec, got {config.activation!r}; "
-            "default_dynamic_qconfig() is the preset"
-        )
-    linear, relu = _parts(module)
-    weight = quantize_weight(linear.weight, _observed_weight(linear, config, path, "quantize_dynamic"), path)
-    kind = DynamicQuantizedLinearReLU if relu else DynamicQuantizedLinear
-    new = kind(weight, _bias(linear), config.activation, config.backend)
-    new.path = path
-    return new
-
-
-def _observed_weight(linear: Linear, config: QConfig, path: str, flow: str) -> QParams:
-    check_weight_values(linear.weight, f"'{path}'")
-    observer = _weight_observer(config, path, flow)
-    observer(linear.weight)
-    return observer.qparams()
-
-
-def _weight_observer(config: QConfig, path: str, flow: str) -> Observer:
-    observer = config.weight()
-    if not isinstance(observer, Observer):
-        raise TypeError(
-            f"{flow}: expected a QConfig whose weight makes an Observer, got {config.weight!r} for '{path}'; fake "
-            "quantizers are for prepare_qat"
-        )
-    check_weight_spec(observer.spec)
-    return observer
-
-
-def _output_grid(module: Any) -> QParams:
-    return get_dialect(module.qconfig.backend).converted_grid(module.activation_post_process.qparams())
-
-
-def _bias(linear: Any) -> np.ndarray | None:
-    return None if linear.bias is None else linear.bias.data.copy()

@@ -34,8 +34,9 @@ def test_recorded_values_are_what_torch_gives(runs, name):
     then = recorded.load(name)
     assert abs(runs[name].float_loss - then.float_loss) <= 1e-6 * then.float_loss
     for engine, result in runs[name].engines.items():
-        # Trained anew: float sums may round otherwise on another processor, so losses agree, integers need not.
-        assert round(result.loss, 3) == round(then.engines[engine].loss, 3)
+        # Trained anew: on another processor float sums may round otherwise, and training with rounding amplifies it.
+        bound = 1e-3 if name == "qat" else 5e-5
+        assert abs(result.loss - then.engines[engine].loss) <= bound, engine
 
 
 def test_trained_apart_the_weights_agree(runs):

@@ -425,7 +425,7 @@ print("second:", {"u.grad": u.grad, "x.grad": x.grad})
 assert u.grad == 36 and x.grad == 324
 
 # %% [markdown]
-# 324. Not 108, and not twice 108 either: it is three times 108, and no derivative of anything.
+# The second is 324: not 108, and not twice 108 either. It is three times 108, and no derivative of anything.
 #
 # Look at u. After the first pass it still held 18. The second pass added its 18 to that and handed on 36,
 # so x got 108 + 216. The gradient in the *middle* was never reset.

@@ -62,6 +62,9 @@ def run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 1
+    if args.json and not Path(args.json).resolve().parent.is_dir():
+        print(f"minquant demo: --json {args.json}: there is no such folder; create it first", file=sys.stderr)
+        return 1
     from rich.console import Console
 
     started = time.perf_counter()

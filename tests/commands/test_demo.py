@@ -82,6 +82,13 @@ def test_missing_packages_are_named_with_the_cure(capsys, monkeypatch):
     assert "rich, scikit-learn, matplotlib not installed" in error and "pip install 'minquant[demo]'" in error
 
 
+def test_a_report_that_could_not_be_written_is_refused_before_the_work(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(digits, "run", None)
+    assert cli.main(["demo", "--json", str(tmp_path / "nowhere" / "out.json")]) == 1
+    error = capsys.readouterr().err
+    assert "nowhere" in error and "there is no such folder" in error
+
+
 def test_without_a_command_it_says_what_it_can_do(capsys):
     printed = run(capsys)
     assert "demo" in printed and "lessons" in printed and "example" in printed

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from .base import Dialect
 from .fbgemm import FBGEMM
+from .fused_fake_quant import FusedMovingAvgObsFakeQuantize
 from .onednn import ONEDNN
 from .qnnpack import QNNPACK
 from .reference import Reference
 
-__all__ = ["Dialect", "get_dialect"]
+__all__ = ["Dialect", "FusedMovingAvgObsFakeQuantize", "get_dialect"]
 
 # torch's "x86" engine hands Linear to fbgemm
 _DIALECTS: dict[str, Dialect] = {

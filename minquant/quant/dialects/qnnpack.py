@@ -33,7 +33,10 @@ class QNNPACK(TorchDialect):
         output: QParams,
         relu: bool,
     ) -> np.ndarray:
-        """``rint(f(f(acc + qb) · f(f(sw·sx) · f(1/so)))) + zo`` with ``qb = rint(f(bias · f(1/(sw·sx))))``."""
+        """``rint(f(f(acc + qb) · f(f(sw·sx) · f(1/so)))) + zo`` with ``qb = rint(f(bias · f(1/(sw·sx))))``.
+
+        A bias of more than 2³¹ steps saturates; torch's then depends on the element's place in the vector.
+        """
         reciprocal = (1.0 / (np.float64(w_scale) * np.float64(x_scale)).astype(np.float32)).astype(np.float32)
         integer_bias = np.clip(np.rint(bias * reciprocal), INT32_MIN, LARGEST_BIAS).astype(np.int32)
         multiplier = (w_scale * x_scale) * (np.float32(1) / output.scale)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minquant.commands.output import write_json
+from minquant.commands.output import check_folder, write_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,8 +62,11 @@ def run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 1
-    if args.json and not Path(args.json).resolve().parent.is_dir():
-        print(f"minquant demo: --json {args.json}: there is no such folder; create it first", file=sys.stderr)
+    try:
+        if args.json:
+            check_folder(args.json)
+    except FileNotFoundError as error:
+        print(f"minquant demo: {error}", file=sys.stderr)
         return 1
     from rich.console import Console
 

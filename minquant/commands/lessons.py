@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from minquant.commands.output import write_json
+from minquant.commands.output import check_folder, write_json
 
 FOLDER = Path(__file__).resolve().parents[2] / "lessons"
 _TITLE = re.compile(r"^# # (\d\d) (.+)$", re.MULTILINE)
@@ -33,6 +33,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
     try:
+        if args.json:
+            check_folder(args.json)
         found = lessons()
         if args.action == "open":
             return open_in_jupyterlab(found, args.number)

@@ -8,6 +8,17 @@ from pathlib import Path
 from typing import Any
 
 
+def check_folder(path: str | os.PathLike[str]) -> None:
+    """Refuses, before the work begins, a path that could not be written to after it.
+
+    Raises:
+        FileNotFoundError: its folder does not exist.
+    """
+    folder = Path(path).resolve().parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"--json {path}: there is no folder {folder}; create it first")
+
+
 def write_json(path: str | os.PathLike[str], report: Any) -> None:
     """Writes ``report`` as JSON, whole or not at all; ValueError on NaN and infinity, which JSON lacks."""
     target = Path(path)

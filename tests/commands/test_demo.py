@@ -86,7 +86,7 @@ def test_a_report_that_could_not_be_written_is_refused_before_the_work(capsys, t
     monkeypatch.setattr(digits, "run", None)
     assert cli.main(["demo", "--json", str(tmp_path / "nowhere" / "out.json")]) == 1
     error = capsys.readouterr().err
-    assert "nowhere" in error and "there is no such folder" in error
+    assert "--json" in error and "there is no folder" in error and "create it first" in error
 
 
 def test_without_a_command_it_says_what_it_can_do(capsys):

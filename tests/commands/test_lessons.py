@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from minquant import cli
 from minquant.commands import lessons
 from minquant.commands.output import write_json
 
@@ -96,3 +97,8 @@ def test_json_is_written_whole_or_not_at_all(tmp_path):
     with pytest.raises(ValueError):
         write_json(path, {"a": float("nan")})
     assert json.loads(path.read_text()) == {"a": 1} and [p.name for p in tmp_path.iterdir()] == ["out.json"]
+
+
+def test_a_list_that_could_not_be_written_is_refused(capsys, tmp_path):
+    assert cli.main(["lessons", "--json", str(tmp_path / "nowhere" / "out.json")]) == 1
+    assert "there is no folder" in capsys.readouterr().err

@@ -193,6 +193,8 @@ class Reader:
 
     def value(self, value: Any) -> Any:
         """A setting."""
+        if isinstance(value, list):  # JSON has no tuples
+            return tuple(value)
         if not isinstance(value, dict):
             return value
         ((kind, content),) = value.items()

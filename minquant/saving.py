@@ -52,12 +52,24 @@ __all__ = ["save"]
 
 FORMAT, VERSION = "minquant", 1
 
+CONV = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+BATCH_NORM = ("num_features", "eps", "momentum", "affine", "track_running_stats")
+
 SETTINGS: dict[type[Module], tuple[str, ...]] = {
     nn.Sequential: (),
     nn.ModuleList: (),
     nn.Linear: ("in_features", "out_features"),
     LinearReLU: (),
     QuantWrapper: (),
+    nn.Conv1d: CONV,
+    nn.Conv2d: CONV,
+    nn.MaxPool2d: ("kernel_size", "stride", "padding", "dilation"),
+    nn.AvgPool2d: ("kernel_size", "stride", "padding"),
+    nn.BatchNorm1d: BATCH_NORM,
+    nn.BatchNorm2d: BATCH_NORM,
+    nn.LayerNorm: ("normalized_shape", "eps", "elementwise_affine"),
+    nn.RMSNorm: ("normalized_shape", "eps", "elementwise_affine"),
+    nn.Embedding: ("num_embeddings", "embedding_dim", "padding_idx"),
     nn.Identity: (),
     nn.ReLU: (),
     nn.SiLU: (),
@@ -80,7 +92,10 @@ SETTINGS: dict[type[Module], tuple[str, ...]] = {
 }
 """What a file can rebuild, and the attributes that make up each."""
 
-FILLED = (nn.Sequential, nn.ModuleList, nn.Linear, LinearReLU, QuantWrapper)
+FILLED = (
+    nn.Sequential, nn.ModuleList, nn.Linear, LinearReLU, QuantWrapper, nn.Conv1d, nn.Conv2d, nn.BatchNorm1d,
+    nn.BatchNorm2d, nn.LayerNorm, nn.RMSNorm, nn.Embedding,
+)  # fmt: skip
 """Made empty and filled with their tensors and children; the others' settings are their constructor's arguments."""
 
 REMARKS = ("path", "float_reason")

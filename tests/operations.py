@@ -108,6 +108,30 @@ def parts(draw: st.DrawFn) -> Shapes:
     return (draw(size), columns), (draw(size), columns)
 
 
+@st.composite
+def convolutions(draw: st.DrawFn, axes: int, groups: int = 1) -> Shapes:
+    """Input (batched or not), weight and bias of a convolution; the kernel fits after padding by 1."""
+    channels, filters = groups * draw(st.integers(1, 2)), groups * draw(st.integers(1, 2))
+    image = draw(st.lists(st.integers(3, 5), min_size=axes, max_size=axes))
+    kernel = draw(st.lists(st.integers(1, 3), min_size=axes, max_size=axes))
+    batch = draw(st.lists(st.integers(1, 2), max_size=1))
+    return (*batch, channels, *image), (filters, channels // groups, *kernel), (filters,)
+
+
+@st.composite
+def images(draw: st.DrawFn) -> Shapes:
+    """A batch of images, or one."""
+    height, width = draw(st.integers(3, 6)), draw(st.integers(3, 6))
+    return ((*draw(st.lists(st.integers(1, 2), max_size=1)), draw(st.integers(1, 2)), height, width),)
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> Shapes:
+    """Input of two or more rows with axes or none behind the channels, weight and bias."""
+    channels = draw(size)
+    return (draw(st.integers(3, 5)), channels, *draw(st.lists(size, max_size=2))), (channels,), (channels,)
+
+
 same = shapes_of(3, 1).map(lambda s: s * 2)
 any_shape, matrix, cube = shapes_of(3, 0), shapes_of(2), shapes_of(3)
 target = np.array([2, 0, 1])
@@ -185,6 +209,42 @@ OPERATIONS = [
     Operation("log_softmax", lambda f, x: f.log_softmax(x, 1), cube),
     Operation("linear", lambda f, x, w, b: f.linear(x, w, b), layers(), magnitude=600),
     Operation("linear without bias", lambda f, x, w, b: f.linear(x, w), layers(), magnitude=600),
+    # convolution and pooling: in a weight's gradient at most 2 · 25 products up to 3 · 1.5 are added
+    Operation("conv1d", lambda f, x, w, b: f.conv1d(x, w, b, padding=1), convolutions(1), magnitude=250),
+    Operation("conv1d, strided", lambda f, x, w, b: f.conv1d(x, w, None, 2, 1), convolutions(1), magnitude=250),
+    Operation("conv2d", lambda f, x, w, b: f.conv2d(x, w, b), convolutions(2), magnitude=250),
+    Operation(
+        "conv2d, all options",
+        lambda f, x, w, b: f.conv2d(x, w, b, (2, 1), (1, 2), (1, 2), groups=2),
+        convolutions(2, groups=2),
+        magnitude=250,
+    ),
+    Operation("max_pool2d", lambda f, x: f.max_pool2d(x, 2), images(), distinct=True),
+    Operation("max_pool2d, overlapping", lambda f, x: f.max_pool2d(x, 3, (1, 2), 1), images(), distinct=True),
+    Operation("max_pool2d, dilated", lambda f, x: f.max_pool2d(x, (2, 1), 1, 0, 2), images(), distinct=True),
+    Operation("avg_pool2d", lambda f, x: f.avg_pool2d(x, (3, 2)), images()),
+    Operation("avg_pool2d, overlapping", lambda f, x: f.avg_pool2d(x, 3, 2, 1), images()),
+    # normalization: 1 / std < 3.2 with this eps, and a row's largest |y| is below √80, so gradients stay below
+    # 3.2 · (4.5 + 4.5 + √80 · 4.5) < 160
+    Operation(
+        "batch_norm",
+        lambda f, x, w, b: f.batch_norm(x, None, None, w, b, training=True, eps=0.1),
+        batches(),
+        magnitude=160,
+    ),
+    Operation(
+        "layer_norm",
+        lambda f, x, w, b: f.layer_norm(x, w.shape, w, b, eps=0.1),
+        shapes_of(3, 1).map(lambda s: (s[0], s[0][-2:], s[0][-2:])),
+        magnitude=160,
+    ),
+    Operation("layer_norm without weight", lambda f, x: f.layer_norm(x, x.shape[-1:], eps=0.1), matrix, magnitude=160),
+    Operation(
+        "rms_norm",
+        lambda f, x, w: f.rms_norm(x, w.shape, w, eps=0.1),
+        shapes_of(3, 1).map(lambda s: (s[0], s[0][-2:])),
+        magnitude=160,
+    ),
     Operation("mse_loss", lambda f, a, b: f.mse_loss(a, b), same, magnitude=200),
     Operation("mse_loss, summed", lambda f, a, b: f.mse_loss(a, b, reduction="sum"), same, magnitude=3000),
     Operation("mse_loss, each", lambda f, a, b: f.mse_loss(a, b, reduction="none"), same, magnitude=200),

@@ -133,6 +133,48 @@ def test_weights_per_group_and_with_zero_points_are_kept(tmp_path):
     assert_same_layer(layer, minquant.load(tmp_path / "m"))
 
 
+IMAGES = RNG.standard_normal((3, 4, 6, 7), dtype=np.float32)
+ROWS = RNG.standard_normal((5, 4, 6), dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("make", "inputs"),
+    [
+        (lambda: nn.Conv1d(4, 6, 3, 2, 1, 2, 2), ROWS),
+        (lambda: nn.Conv2d(4, 2, (3, 2), padding="same", bias=False), IMAGES),
+        (lambda: nn.MaxPool2d(3, (1, 2), 1, 2), IMAGES),
+        (lambda: nn.MaxPool2d(2), IMAGES),
+        (lambda: nn.AvgPool2d((2, 3), padding=(1, 0)), IMAGES),
+        (lambda: nn.BatchNorm1d(4, eps=0.1, momentum=None), ROWS),
+        (lambda: nn.BatchNorm2d(4, affine=False), IMAGES),
+        (lambda: nn.BatchNorm2d(4, track_running_stats=False, bias=False), IMAGES),
+        (lambda: nn.LayerNorm((4, 6), bias=False), ROWS),
+        (lambda: nn.LayerNorm(6, elementwise_affine=False), ROWS),
+        (lambda: nn.RMSNorm(6), ROWS),
+        (lambda: nn.RMSNorm([4, 6], eps=0.1), ROWS),
+        (lambda: nn.Embedding(5, 3, padding_idx=-1), np.array([[4, 0], [1, 2]])),
+    ],
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_layers_of_convolutional_networks_are_kept(tmp_path, make, inputs, training):
+    model = nn.Sequential(make())
+    model(inputs)  # moves running statistics
+    model.train(training)
+    minquant.save(model, tmp_path / "m")
+    loaded = minquant.load(tmp_path / "m")
+    assert repr(loaded) == repr(model)
+    assert report(loaded).rows == report(model).rows
+    hidden = {"_parameters", "_buffers", "_modules", "_forward_hooks"}
+    assert [{k: v for k, v in vars(m).items() if k not in hidden} for m in (loaded[0], model[0])] == [
+        {k: v for k, v in vars(model[0]).items() if k not in hidden}
+    ] * 2
+    assert list(loaded.state_dict()) == list(model.state_dict())
+    for _ in range(2):  # the second time with statistics that the first has moved
+        assert loaded(inputs).data.tobytes() == model(inputs).data.tobytes()
+        for name, value in model.state_dict().items():
+            np.testing.assert_array_equal(loaded.state_dict()[name].data, value.data, strict=True)
+
+
 def test_what_is_shared_is_shared_again(tmp_path):
     linear, other = nn.Linear(3, 3), nn.Linear(3, 3)
     other.weight = linear.weight

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from minquant.functional.binary import add, compare, div, matmul, mul, pow, sub, where
+from minquant.functional.conv import conv1d, conv2d
+from minquant.functional.embedding import embedding
 from minquant.functional.movement import (
     array_index,
     assign,
@@ -20,6 +22,8 @@ from minquant.functional.movement import (
     unsqueeze,
 )
 from minquant.functional.nn import cross_entropy, dropout, linear, log_softmax, mse_loss, softmax
+from minquant.functional.norm import batch_norm, layer_norm, rms_norm
+from minquant.functional.pool import avg_pool2d, max_pool2d
 from minquant.functional.reduce import argmax, max, mean, min, sum, var
 from minquant.functional.unary import (
     abs,
@@ -38,9 +42,9 @@ from minquant.functional.unary import (
 )
 
 __all__ = [
-    "abs", "add", "argmax", "array_index", "assign", "cast", "cat", "clip", "clone", "compare", "cross_entropy", "div",
-    "dropout", "exp", "expand", "flatten", "gelu", "getitem", "linear", "log", "log_softmax", "matmul", "max",
-    "mean", "min", "mse_loss", "mul", "neg", "permute", "pow", "relu", "reshape", "setitem", "sigmoid",
-    "silu", "softmax", "split", "sqrt", "squeeze", "stack", "sub", "sum", "tanh", "transpose", "unsqueeze",
-    "var", "where",
+    "abs", "add", "argmax", "array_index", "assign", "avg_pool2d", "batch_norm", "cast", "cat", "clip", "clone",
+    "compare", "conv1d", "conv2d", "cross_entropy", "div", "dropout", "embedding", "exp", "expand", "flatten",
+    "gelu", "getitem", "layer_norm", "linear", "log", "log_softmax", "matmul", "max", "max_pool2d", "mean", "min",
+    "mse_loss", "mul", "neg", "permute", "pow", "relu", "reshape", "rms_norm", "setitem", "sigmoid", "silu",
+    "softmax", "split", "sqrt", "squeeze", "stack", "sub", "sum", "tanh", "transpose", "unsqueeze", "var", "where",
 ]  # fmt: skip

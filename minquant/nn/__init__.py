@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from minquant.nn import init
+from minquant.nn.conv import Conv1d, Conv2d
+from minquant.nn.embedding import Embedding
 from minquant.nn.layers import (
     GELU,
     Dropout,
@@ -19,10 +21,13 @@ from minquant.nn.layers import (
 )
 from minquant.nn.losses import CrossEntropyLoss, MSELoss
 from minquant.nn.module import Module, Parameter
+from minquant.nn.normalization import BatchNorm1d, BatchNorm2d, LayerNorm, RMSNorm
+from minquant.nn.pooling import AvgPool2d, MaxPool2d
 from minquant.nn.stubs import DeQuantStub, QuantStub, QuantWrapper
 
 __all__ = [
-    "GELU", "CrossEntropyLoss", "DeQuantStub", "Dropout", "Flatten", "Identity", "Linear", "MSELoss", "Module",
-    "ModuleList", "Parameter", "QuantStub", "QuantWrapper", "ReLU", "Sequential", "SiLU", "Sigmoid", "Softmax", "Tanh",
-    "init",
+    "AvgPool2d", "BatchNorm1d", "BatchNorm2d", "Conv1d", "Conv2d", "CrossEntropyLoss", "DeQuantStub", "Dropout",
+    "Embedding", "Flatten", "GELU", "Identity", "LayerNorm", "Linear", "MSELoss", "MaxPool2d", "Module",
+    "ModuleList", "Parameter", "QuantStub", "QuantWrapper", "RMSNorm", "ReLU", "Sequential", "SiLU", "Sigmoid",
+    "Softmax", "Tanh", "init",
 ]  # fmt: skip

@@ -13,6 +13,7 @@ from minquant.nn import (
     Flatten,
     Identity,
     Linear,
+    MaxPool2d,
     Module,
     QuantStub,
     QuantWrapper,
@@ -34,7 +35,7 @@ __all__ = ["Report", "report"]
 FLOAT_BYTES = 4
 WATCHERS = (Observer, FakeQuantize)
 CONTAINERS = (Sequential, ModuleList, QuantWrapper)
-ON_GRID = (ReLU, Flatten, Identity, Dropout)
+ON_GRID = (ReLU, Flatten, Identity, Dropout, MaxPool2d)
 STUBS = (QuantStub, DeQuantStub, Quantize, DeQuantize)
 BYTES = ("bytes_before", "bytes_after", "activation_bytes_before", "activation_bytes_after")
 

@@ -1,0 +1,243 @@
+"""Normalization: values brought to mean 0 and variance 1, over the batch or over each row.
+
+Means and variances accumulate in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from minquant.autograd import Function, no_grad, total
+from minquant.functional.movement import reshape
+from minquant.functional.reduce import mean, var
+from minquant.functional.windows import per_axis
+from minquant.tensor import Tensor, as_tensor
+
+if TYPE_CHECKING:
+    from minquant.tensor import TensorLike
+
+
+class Standardize(Function):
+    """y = (x − mean) / √(var + ε), both over `axes`; dL/dx = (g − mean(g) − y mean(g y)) / √(var + ε)."""
+
+    floats_only = True
+
+    def forward(self, x: np.ndarray, axes: tuple[int, ...], eps: float) -> np.ndarray:
+        self.axes = axes
+        wide = x.astype(np.float64)
+        centred = wide - _mean(wide, axes)
+        self.scale = 1 / np.sqrt(_mean(centred * centred, axes) + eps)
+        out = (centred * self.scale).astype(x.dtype)
+        self.save(out)
+        return out
+
+    def backward(self, grad: np.ndarray) -> np.ndarray:
+        (out,) = self.saved
+        wide = grad.astype(np.float64)
+        return (wide - _mean(wide, self.axes) - out * _mean(wide * out, self.axes)) * self.scale
+
+
+class StandardizeBy(Function):
+    """y = (x − mean) / √(var + ε), mean and variance given."""
+
+    floats_only = True
+
+    def forward(self, x: np.ndarray, statistics: tuple[np.ndarray, np.ndarray], eps: float) -> np.ndarray:
+        mean, var = (a.astype(np.float64) for a in statistics)
+        self.scale = 1 / np.sqrt(var + eps)
+        return ((x - mean) * self.scale).astype(x.dtype)
+
+    def backward(self, grad: np.ndarray) -> np.ndarray:
+        return grad * self.scale
+
+
+class RMSNorm(Function):
+    """y = x / √(mean(x²) + ε) over `axes`; dL/dx = (g − y mean(g y)) / √(mean(x²) + ε)."""
+
+    floats_only = True
+
+    def forward(self, x: np.ndarray, axes: tuple[int, ...], eps: float | None) -> np.ndarray:
+        self.axes = axes
+        wide = x.astype(np.float64)
+        self.scale = 1 / np.sqrt(_mean(wide * wide, axes) + (np.finfo(x.dtype).eps if eps is None else eps))
+        out = (wide * self.scale).astype(x.dtype)
+        self.save(out)
+        return out
+
+    def backward(self, grad: np.ndarray) -> np.ndarray:
+        (out,) = self.saved
+        wide = grad.astype(np.float64)
+        return (wide - out * _mean(wide * out, self.axes)) * self.scale
+
+
+def _mean(x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    return total(x, axes, keepdims=True) / math.prod(x.shape[i] for i in axes)
+
+
+def _affine(x: Tensor, weight: TensorLike | None, bias: TensorLike | None) -> Tensor:
+    scaled = x if weight is None else x * weight
+    return scaled if bias is None else scaled + bias
+
+
+# ---- as functions ------------------------------------------------------------------------------------------
+
+
+def batch_norm(
+    input: TensorLike,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: TensorLike | None = None,
+    bias: TensorLike | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """(x − mean) / √(var + ε) · weight + bias, each channel for itself.
+
+    In training, mean and variance are the batch's (the variance divided by n), and the running ones, if given, move
+    towards them in place: running ← (1 − momentum) running + momentum batch, with the variance divided by n − 1.
+    Otherwise the running ones are used.
+
+    Args:
+        input: (N, C) or (N, C, …), float32 or float64.
+        running_mean: (C,) or None.
+        running_var: (C,) or None.
+        weight: (C,) or None.
+        bias: (C,) or None.
+        training: use the batch's statistics.
+        momentum: the batch's share in the running statistics.
+        eps: ε.
+
+    Returns:
+        As input.
+
+    Raises:
+        ValueError: shapes that do not fit; one value a channel in training; no running statistics outside it.
+        TypeError: integers.
+
+    Source: Ioffe and Szegedy 2015, algorithm 1; torch.nn.functional.batch_norm, torch 2.13.
+    """
+    shape = np.shape(input)
+    _check_batch_norm(shape, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)
+    axes = (0, *range(2, len(shape)))
+    if training:
+        _check_several(shape)
+        out = Standardize.apply(input, axes=axes, eps=eps)
+        _update(as_tensor(input), axes, running_mean, running_var, momentum)
+    elif running_mean is None or running_var is None:
+        raise ValueError("batch_norm: running_mean and running_var are needed outside training: pass both")
+    else:
+        statistics = (_per_channel(t.detach(), shape).data for t in (running_mean, running_var))
+        out = StandardizeBy.apply(input, statistics=tuple(statistics), eps=eps)
+    return _affine(out, *(None if t is None else _per_channel(t, shape) for t in (weight, bias)))
+
+
+def _per_channel(values: TensorLike, shape: tuple[int, ...]) -> Tensor:
+    """(C,) -> (C, 1, …), which broadcasts against shape (N, C, …)."""
+    return reshape(values, (-1, *(1,) * (len(shape) - 2)))
+
+
+def _check_batch_norm(shape: tuple[int, ...], **given: TensorLike | None) -> None:
+    if len(shape) < 2:
+        raise ValueError(f"batch_norm: input must be (N, C) or (N, C, …), got shape {shape}")
+    for name, values in given.items():
+        if values is not None and np.shape(values) != shape[1:2]:
+            raise ValueError(
+                f"batch_norm: {name} has shape {np.shape(values)}, expected {shape[1:2]}, the channels of input {shape}"
+            )
+
+
+def _check_several(shape: tuple[int, ...]) -> None:
+    if math.prod(shape) // (shape[1] or 1) < 2:
+        raise ValueError(
+            f"batch_norm: training needs more than one value a channel, got input of shape {shape}: "
+            "take a larger batch, or eval()"
+        )
+
+
+def _update(
+    x: Tensor, axes: tuple[int, ...], running_mean: Tensor | None, running_var: Tensor | None, momentum: float
+) -> None:
+    with no_grad():
+        for running, batch in ((running_mean, mean), (running_var, var)):
+            if running is not None:
+                running.copy_((1 - momentum) * running + momentum * batch(x, axes))
+
+
+def layer_norm(
+    input: TensorLike,
+    normalized_shape: int | Sequence[int],
+    weight: TensorLike | None = None,
+    bias: TensorLike | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """(x − mean) / √(var + ε) · weight + bias, mean and variance over the last axes.
+
+    Args:
+        input: (…, *normalized_shape), float32 or float64.
+        normalized_shape: the sizes of the axes that are normalized together.
+        weight: of normalized_shape, or None.
+        bias: of normalized_shape, or None.
+        eps: ε.
+
+    Returns:
+        As input.
+
+    Raises:
+        ValueError: shapes that do not fit.
+        TypeError: integers.
+
+    Source: Ba, Kiros and Hinton 2016, eq. 4; torch.nn.functional.layer_norm, torch 2.13.
+    """
+    axes = _last_axes("layer_norm", input, normalized_shape, weight=weight, bias=bias)
+    return _affine(Standardize.apply(input, axes=axes, eps=eps), weight, bias)
+
+
+def rms_norm(
+    input: TensorLike,
+    normalized_shape: int | Sequence[int],
+    weight: TensorLike | None = None,
+    eps: float | None = None,
+) -> Tensor:
+    """x·weight / √(mean(x²) + ε), the mean over the last axes.
+
+    Args:
+        input: (…, *normalized_shape), float32 or float64.
+        normalized_shape: the sizes of the axes that are normalized together.
+        weight: of normalized_shape, or None.
+        eps: ε; None for the step of input's dtype at 1.
+
+    Returns:
+        As input.
+
+    Raises:
+        ValueError: shapes that do not fit.
+        TypeError: integers.
+
+    Source: Zhang and Sennrich 2019, eq. 4; torch.nn.functional.rms_norm, torch 2.13.
+    """
+    axes = _last_axes("rms_norm", input, normalized_shape, weight=weight)
+    return _affine(RMSNorm.apply(input, axes=axes, eps=eps), weight, None)
+
+
+def _last_axes(
+    name: str, input: TensorLike, normalized_shape: int | Sequence[int], **given: TensorLike | None
+) -> tuple[int, ...]:
+    sizes = sizes_of(normalized_shape, name)
+    shape = np.shape(input)
+    if shape[-len(sizes) :] != sizes:
+        raise ValueError(f"{name}: input has shape {shape}, its last axes must be normalized_shape={sizes}")
+    for what, values in given.items():
+        if values is not None and np.shape(values) != sizes:
+            raise ValueError(f"{name}: {what} has shape {np.shape(values)}, expected {sizes} (normalized_shape)")
+    return tuple(range(-len(sizes), 0))
+
+
+def sizes_of(normalized_shape: int | Sequence[int], name: str) -> tuple[int, ...]:
+    """normalized_shape as a tuple; ValueError or TypeError unless it holds positive integers."""
+    axes = len(normalized_shape) if isinstance(normalized_shape, Sequence) else 1
+    return per_axis(normalized_shape, max(axes, 1), 1, f"{name}: normalized_shape")

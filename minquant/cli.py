@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from minquant.commands import demo, lessons
+from minquant.commands import crosscheck, demo, lessons
 
 __all__ = ["main"]
 
@@ -20,11 +20,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="minquant",
         description="Neural-network quantization from scratch: what a quantized model really computes.",
-        epilog="examples:\n  minquant demo all --json out.json --plots plots\n  minquant lessons open 01",
+        epilog="examples:\n  minquant demo all --json out.json --plots plots\n  minquant lessons open 01\n"
+        "  minquant crosscheck --quick",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for command in (demo, lessons):
+    for command in (demo, lessons, crosscheck):
         command.add_parser(subparsers)
     args = parser.parse_args(argv)
     if not hasattr(args, "run"):

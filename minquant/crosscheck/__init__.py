@@ -1,1 +1,1 @@
-"""minquant beside the installed torch: everything here imports torch, and only when called."""
+"""minquant beside the installed torch: whatever needs torch here imports it when it is called."""

@@ -20,7 +20,7 @@ PYTHON_NOTICES = (
 """(category, beginning) of the deprecations of torch.ao.quantization and of quantized dtypes in torch 2.13."""
 
 NATIVE_NOTICE = b"qnnpack incorrectly ignores reduce_range"
-"""Written by compiled code straight to file descriptor 2, where no Python filter sees it, once in a process."""
+"""Written by compiled code straight to file descriptor 2, where no Python filter sees it, once by each operator."""
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def quiet(torch: Any) -> Iterator[None]:
 
 
 def spend_native_notice(torch: Any) -> None:
-    """Has qnnpack make its one remark on reduce_range where nobody reads it."""
+    """Has both of qnnpack's operators make their one remark on reduce_range where nobody reads it."""
     if "qnnpack" not in torch.backends.quantized.supported_engines:
         return
     engine = torch.backends.quantized.engine
@@ -43,7 +43,8 @@ def spend_native_notice(torch: Any) -> None:
         torch.backends.quantized.engine = "qnnpack"
         weight = torch.quantize_per_tensor(torch.zeros(1, 1), 1.0, 0, torch.qint8)
         packed = torch.ops.quantized.linear_prepack(weight, None)
-        torch.ops.quantized.linear_dynamic(torch.zeros(1, 1), packed, True)
+        for operator in (torch.ops.quantized.linear_dynamic, torch.ops.quantized.linear_relu_dynamic):
+            operator(torch.zeros(1, 1), packed, True)
         torch.backends.quantized.engine = engine
 
 

@@ -2,7 +2,7 @@
 
     python -m tests.golden.record_dialects        # writes tests/golden/dialects.npz; recorded with torch 2.13.0
 
-tests/quant/dialect_cases.py draws the cases; the file holds them too, so that it can be read without that:
+minquant/crosscheck/inputs.py draws the cases; the file holds them too, so that it can be read without that:
 
 - "linear/<i>/<name>": the case; "linear/<i>/<engine>/<qx | static | dynamic>": the engine's integers and values;
 - "flow/<name>": a float model and its data; "flow/<engine>/<static | dynamic>/<name>": what the flow makes of it;
@@ -17,8 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tests.quant import torch_oracle
-from tests.quant.dialect_cases import ENGINES, KINDS, draw, draw_fused, flow_data
+from minquant.crosscheck import theirs
+from minquant.crosscheck.article import one_thread
+from minquant.crosscheck.inputs import ENGINES, KINDS, draw, draw_fused, flow_data
+from minquant.crosscheck.quiet import quiet
 
 FILE = Path(__file__).with_name("dialects.npz")
 LINEARS, FUSED = 2 * len(KINDS), 10
@@ -32,16 +34,17 @@ def record() -> dict[str, np.ndarray]:
         case = draw(rng, KINDS[i % len(KINDS)], per_channel=bool(i % 2))
         put(arrays, f"linear/{i}", case)
         for engine in RECORDED:
-            put(arrays, f"linear/{i}/{engine}", torch_oracle.theirs(engine, case))
+            put(arrays, f"linear/{i}/{engine}", theirs.static_linear(engine, case))
+            put(arrays, f"linear/{i}/{engine}", theirs.dynamic_linear(engine, case))
     data = flow_data(0)
     put(arrays, "flow", data)
     for engine in RECORDED:
-        put(arrays, f"flow/{engine}/static", torch_oracle.static_flow(engine, data))
-        put(arrays, f"flow/{engine}/dynamic", torch_oracle.dynamic_flow(engine, data))
+        put(arrays, f"flow/{engine}/static", theirs.static_flow(engine, data))
+        put(arrays, f"flow/{engine}/dynamic", theirs.dynamic_flow(engine, data))
     for i in range(FUSED):
         options, batches, gradient = draw_fused(rng)
         put(arrays, f"fused/{i}", {"options": json.dumps(options), "batches": batches, "gradient": gradient})
-        for step, state in enumerate(torch_oracle.fused_steps(options, batches, gradient)):
+        for step, state in enumerate(theirs.fused_steps(options, batches, gradient)):
             put(arrays, f"fused/{i}/{step}", state)
     return arrays
 
@@ -51,5 +54,6 @@ def put(arrays: dict[str, np.ndarray], prefix: str, more: dict) -> None:
 
 
 if __name__ == "__main__":
-    np.savez_compressed(FILE, **record())
+    with quiet(torch), one_thread(torch):
+        np.savez_compressed(FILE, **record())
     print(f"{FILE}: {FILE.stat().st_size:,} bytes")

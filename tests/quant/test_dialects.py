@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from minquant.crosscheck import ours
+from minquant.crosscheck.suite import differing
 from minquant.quant import QParams, QSpec, get_default_qat_qconfig
 from minquant.quant.dialects import get_dialect
 from minquant.quant.dialects.fbgemm_grid import fbgemm_qparams
 from minquant.quant.dialects.onednn import reciprocal_twice
 from minquant.quant.dialects.torch_rules import saturating_pack
-from tests.quant.dialect_cases import differing, our_dynamic_flow, our_fused_steps, our_static_flow, ours
 
 F32 = np.float32
 UINT8 = QSpec(signed=False)
@@ -44,11 +45,12 @@ def recorded(engine: str) -> str:
 def test_golden_linear(engine, i):
     expected = below(f"linear/{i}/{recorded(engine)}")
     assert set(expected) == {"qx", "static", "dynamic"}
-    assert differing(ours(engine, below(f"linear/{i}")), expected) == {}
+    case = below(f"linear/{i}")
+    assert differing(ours.static_linear(engine, case) | ours.dynamic_linear(engine, case), expected) == {}
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize(("kind", "flow"), [("static", our_static_flow), ("dynamic", our_dynamic_flow)])
+@pytest.mark.parametrize(("kind", "flow"), [("static", ours.static_flow), ("dynamic", ours.dynamic_flow)])
 def test_golden_flow(engine, kind, flow):
     expected, mine = below(f"flow/{recorded(engine)}/{kind}"), flow(engine, below("flow"))
     assert mine.keys() == expected.keys() and differing(mine, expected) == {}
@@ -57,7 +59,7 @@ def test_golden_flow(engine, kind, flow):
 @pytest.mark.parametrize("i", range(count("fused")))
 def test_golden_fused_fake_quantize(i):
     case = below(f"fused/{i}")
-    steps = our_fused_steps(json.loads(str(case["options"])), case["batches"], case["gradient"])
+    steps = ours.fused_steps(json.loads(str(case["options"])), case["batches"], case["gradient"])
     for step, mine in enumerate(steps):
         expected = below(f"fused/{i}/{step}")
         assert mine.keys() == expected.keys() and differing(mine, expected) == {}

@@ -1,48 +1,40 @@
-"""What torch makes of the cases of dialect_cases.py, and its fused fake quantizer. Needs torch."""
+"""torch's side of what `ours.py` computes. Importing this needs torch."""
 
 from __future__ import annotations
 
-import functools
-import warnings
 from typing import Any
 
 import numpy as np
 import torch
 import torch.ao.quantization as tq
 
-torch.set_num_threads(1)
+__all__ = ["dynamic_flow", "dynamic_linear", "fused_steps", "qat_flow", "static_flow", "static_linear", "tensor"]
+
+Case = dict[str, np.ndarray]
 
 
 def tensor(array: np.ndarray) -> torch.Tensor:
+    """A torch tensor with memory of its own."""
     return torch.from_numpy(np.array(array))
 
 
-def quietly(function: Any) -> Any:
-    """Without torch's warnings on every use of its quantization."""
-
-    @functools.wraps(function)
-    def quiet(*arguments: Any) -> Any:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return function(*arguments)
-
-    return quiet
-
-
-@quietly
-def theirs(engine: str, case: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The quantized input, the static output's integers, the dynamic output."""
+def static_linear(engine: str, case: Case) -> Case:
+    """The quantized input, and the integers of the static output."""
     torch.backends.quantized.engine = engine
-    relu = bool(case["relu"])
-    static = torch.ops.quantized.linear_relu if relu else torch.ops.quantized.linear
-    dynamic = torch.ops.quantized.linear_relu_dynamic if relu else torch.ops.quantized.linear_dynamic
+    operator = torch.ops.quantized.linear_relu if case["relu"] else torch.ops.quantized.linear
     x = torch.quantize_per_tensor(tensor(case["x"]), float(case["x_scale"]), int(case["x_zero_point"]), torch.quint8)
-    y = static(x, packed(case), float(case["out_scale"]), int(case["out_zero_point"]))
-    real = dynamic(tensor(case["x"]), packed(case), True)  # reduce_range, as the modules ask
-    return {"qx": x.int_repr().numpy(), "static": y.int_repr().numpy(), "dynamic": real.numpy()}
+    y = operator(x, packed(case), float(case["out_scale"]), int(case["out_zero_point"]))
+    return {"qx": x.int_repr().numpy(), "static": y.int_repr().numpy()}
 
 
-def packed(case: dict[str, np.ndarray]) -> Any:
+def dynamic_linear(engine: str, case: Case) -> Case:
+    """The real values of the dynamic output."""
+    torch.backends.quantized.engine = engine
+    operator = torch.ops.quantized.linear_relu_dynamic if case["relu"] else torch.ops.quantized.linear_dynamic
+    return {"dynamic": operator(tensor(case["x"]), packed(case), True).numpy()}  # reduce_range, as the modules ask
+
+
+def packed(case: Case) -> Any:
     """Weight and bias for one operator: onednn crashes where a static and a dynamic one share them."""
     weight = quantized_weight(case["qw"], case["w_scale"])
     return torch.ops.quantized.linear_prepack(weight, tensor(case["bias"]) if case["bias"].size else None)
@@ -56,12 +48,12 @@ def quantized_weight(qw: np.ndarray, scale: np.ndarray) -> torch.Tensor:
         weight = torch.quantize_per_channel(real, tensor(scale), zeros, 0, torch.qint8)
     else:
         weight = torch.quantize_per_tensor(real, float(scale), 0, torch.qint8)
-    assert np.array_equal(weight.int_repr().numpy(), qw)
+    if not np.array_equal(weight.int_repr().numpy(), qw):
+        raise RuntimeError("torch did not quantize the weight to the integers asked for")
     return weight
 
 
-@quietly
-def fused_steps(options: dict[str, Any], batches: np.ndarray, gradient: np.ndarray) -> list[dict[str, np.ndarray]]:
+def fused_steps(options: dict[str, Any], batches: np.ndarray, gradient: np.ndarray) -> list[Case]:
     """Three steps of FusedMovingAvgObsFakeQuantize: output, gradient, range and grid after each."""
     kind = "PerChannelMinMax" if "channel" in options["qscheme"] else "MinMax"
     fused = tq.FusedMovingAvgObsFakeQuantize(
@@ -88,8 +80,8 @@ def fused_steps(options: dict[str, Any], batches: np.ndarray, gradient: np.ndarr
 # ---- whole flows -----------------------------------------------------------------------------------------------------
 
 
-def float_model(data: dict[str, np.ndarray]) -> torch.nn.Module:
-    """The model of `dialect_cases.float_model`."""
+def float_model(data: Case) -> torch.nn.Module:
+    """The model of `ours.float_model`."""
     layers = [torch.nn.Linear(*data[f"w{i}"].shape[::-1]) for i in (1, 2, 3)]
     for i, layer in enumerate(layers, start=1):
         layer.weight.data[:], layer.bias.data[:] = tensor(data[f"w{i}"]), tensor(data[f"b{i}"])
@@ -97,8 +89,7 @@ def float_model(data: dict[str, np.ndarray]) -> torch.nn.Module:
     return torch.nn.Sequential(layers[0], torch.nn.ReLU(), layers[1], fused)
 
 
-@quietly
-def static_flow(engine: str, data: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def static_flow(engine: str, data: Case) -> Case:
     """prepare, calibrate, convert, run: every integer and every grid."""
     torch.backends.quantized.engine = engine
     model = tq.QuantWrapper(float_model(data)).eval()
@@ -106,16 +97,18 @@ def static_flow(engine: str, data: dict[str, np.ndarray]) -> dict[str, np.ndarra
     prepared = tq.prepare(model)
     for batch in data["batches"]:
         prepared(tensor(batch))
-    model = tq.convert(prepared)
+    return _describe_static(tq.convert(prepared), data)
+
+
+def _describe_static(model: Any, data: Case) -> Case:
     found = {"in_scale": model.quant.scale.numpy(), "in_zero_point": model.quant.zero_point.numpy()}
     for i, layer in zip((1, 2, 3), (model.module[0], model.module[2], model.module[3]), strict=True):
         found |= weight_of(i, layer)
-        found |= {f"scale{i}": np.float32(layer.scale), f"zero_point{i}": np.int32(layer.zero_point)}
+        found |= {f"scale{i}": np.asarray(layer.scale, np.float32), f"zero_point{i}": np.asarray(layer.zero_point)}
     return found | {"y": model(tensor(data["x"])).numpy()}
 
 
-@quietly
-def dynamic_flow(engine: str, data: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def dynamic_flow(engine: str, data: Case) -> Case:
     """quantize_dynamic, run."""
     torch.backends.quantized.engine = engine
     model = float_model(data).eval()
@@ -125,16 +118,31 @@ def dynamic_flow(engine: str, data: dict[str, np.ndarray]) -> dict[str, np.ndarr
     return found | {"y": model(tensor(data["x"])).numpy()}
 
 
-def weight_of(i: int, layer: Any) -> dict[str, np.ndarray]:
+def weight_of(i: int, layer: Any) -> Case:
     weight = layer.weight()
     per_channel = weight.qscheme() in (torch.per_channel_affine, torch.per_channel_symmetric)
     scale = weight.q_per_channel_scales().float().numpy() if per_channel else np.float32(weight.q_scale())
     return {f"qw{i}": weight.int_repr().numpy(), f"w_scale{i}": scale}
 
 
-@quietly
-def qat_losses(engine: str, data: dict[str, np.ndarray], steps: int, lr: float) -> list[float]:
+def qat_flow(engine: str, data: Case, steps: int = 3) -> tuple[Case, Case]:
+    """prepare_qat, a few steps of training, convert, run.
+
+    Returns:
+        The trained weights and observed ranges, and every integer and every grid that they convert to.
+    """
+    prepared, _ = _trained_qat(engine, data, steps, lr=0.05)
+    wanted = ("weight", "bias", "min_val", "max_val")
+    state = {name: value.numpy().copy() for name, value in prepared.state_dict().items() if name.endswith(wanted)}
+    return state, _describe_static(tq.convert(prepared.eval()), data)
+
+
+def qat_losses(engine: str, data: Case, steps: int, lr: float) -> list[float]:
     """Losses of the first steps of quantization-aware training, plain SGD towards 0."""
+    return _trained_qat(engine, data, steps, lr)[1]
+
+
+def _trained_qat(engine: str, data: Case, steps: int, lr: float) -> tuple[Any, list[float]]:
     torch.backends.quantized.engine = engine
     model = tq.QuantWrapper(float_model(data)).train()
     model.qconfig = tq.get_default_qat_qconfig(engine)
@@ -147,4 +155,4 @@ def qat_losses(engine: str, data: dict[str, np.ndarray], steps: int, lr: float) 
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    return losses
+    return prepared, losses

@@ -1,0 +1,21 @@
+"""The checks of `minquant crosscheck`, by subject. They import torch and torchao when they run."""
+
+from __future__ import annotations
+
+from ..suite import Check
+from . import fake_quant, flows, linear, matmul, observers, optimizers, primitives, randoms, torchao_rules
+
+__all__ = ["CHECKS"]
+
+CHECKS: tuple[Check, ...] = (
+    *randoms.CHECKS,
+    *observers.CHECKS,
+    *primitives.CHECKS,
+    *torchao_rules.CHECKS,
+    *fake_quant.CHECKS,
+    *matmul.CHECKS,
+    *linear.CHECKS,
+    *flows.CHECKS,
+    *optimizers.CHECKS,
+)
+"""Every check, in the order in which they run."""

@@ -1,0 +1,46 @@
+"""Quantized Linear in each of torch's engines: static and dynamic, one weight scale or one a channel, relu or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+
+from .. import ours
+from ..inputs import ENGINES, KINDS, at_output_ties, draw
+from ..suite import Case, Check
+
+__all__ = ["CHECKS"]
+
+SMALL, LARGE = (9, 40, 12), (40, 200, 80)
+
+
+def _linear(
+    flow: str, engine: str, per_channel: bool, relu: bool, rng: np.random.Generator, quick: bool
+) -> Iterator[Case]:
+    """Every kind of input in turn, mostly small, so that ties and ends of ranges abound."""
+    from .. import theirs
+
+    for i in range(40 if quick else 400):
+        sizes = LARGE if i % 8 == 0 else SMALL
+        case = draw(rng, KINDS[i % len(KINDS)], per_channel, sizes) | {"relu": np.array(relu)}
+        case = at_output_ties(rng, case) if i % 3 == 0 else case
+        mine, other = (getattr(side, f"{flow}_linear")(engine, case) for side in (ours, theirs))
+        yield {"kind": KINDS[i % len(KINDS)], **case}, mine, other
+
+
+OPERATORS = {"static": "torch.ops.quantized.linear{}", "dynamic": "torch.ops.quantized.linear{}_dynamic"}
+
+CHECKS = tuple(
+    Check(
+        f"{flow} Linear/{engine} per {'channel' if per_channel else 'tensor'}{' relu' if relu else ''}",
+        OPERATORS[flow].format("_relu" if relu else ""),
+        partial(_linear, flow, engine, per_channel, relu),
+        engine=engine,
+    )
+    for flow in OPERATORS
+    for engine in ENGINES
+    for per_channel in (False, True)
+    for relu in (False, True)
+)

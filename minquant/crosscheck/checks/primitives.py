@@ -25,14 +25,14 @@ GRANULARITIES: dict[str, PerTensor | PerChannel] = {"per tensor": PerTensor(), "
 def _inputs(
     rng: np.random.Generator, quick: bool, spec_of: Callable[[], QSpec]
 ) -> Iterator[tuple[dict[str, Any], np.ndarray, QParams]]:
-    """Inputs by name, values (C, N), many of them near ties, and a grid that is too narrow half of the time."""
+    """Inputs by name, values (C, N), many near ties, at times none, and a grid that is too narrow half of the time."""
     for i in range(40 if quick else 300):
         spec, size = spec_of(), 8 if i % 4 else 80
         x = values(rng, (int(rng.integers(1, size)), int(rng.integers(1, size))), KINDS[i % len(KINDS)])
         low, high = spec.granularity.min_max(x)
         narrow = rng.uniform(0.2, 1, np.shape(low)).astype(F32) if rng.random() < 0.5 else F32(1)
         grid = choose_qparams(low * narrow, high * narrow, spec)
-        x = near_ties(rng, x, grid)
+        x = near_ties(rng, x, grid)[:, : 0 if i % 20 == 19 else None]
         described = {"scale": grid.scale, "zero_point": np.array(grid.zero_point), "spec": str(spec)}
         yield {"kind": KINDS[i % len(KINDS)], "x": x, **described}, x, grid
 

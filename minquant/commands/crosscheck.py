@@ -5,15 +5,12 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import importlib.util
-import platform
 import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from minquant.commands.output import check_folder, write_json
+from minquant.commands.output import check_folder, make_console, versions, write_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,7 +18,6 @@ if TYPE_CHECKING:
 
     from minquant.crosscheck.suite import Check, Result
 
-WIDTH = 110
 SHORT = {"torch.ao.quantization.": "ao.", "torch.ops.quantized.": "ops.", "torch.": ""}
 INSTALL = "pip install 'minquant[torch,demo]'"
 
@@ -85,18 +81,16 @@ def _nothing_checked(checks: Sequence[Check], missing: list[str], path: str | No
     print(f"run: {INSTALL}", file=sys.stderr)
     if path:
         why = f"{' and '.join(missing)} not installed"
-        write_json(path, _report([], {check.name: why for check in checks}, versions(), complete=False))
+        write_json(path, _report([], {check.name: why for check in checks}, all_versions(), complete=False))
     return 1
 
 
 def _run(checks: Sequence[Check], args: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from minquant.crosscheck.suite import reproducer
 
     started = time.perf_counter()
-    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
-    ran_on = versions()
+    console = make_console()
+    ran_on = all_versions()
     unchecked = {check.name: why for check in checks if (why := _obstacle(check, ran_on))}
     able = [check for check in checks if check.name not in unchecked]
     _print_versions(console, ran_on)
@@ -118,8 +112,7 @@ def _results(console: Console, checks: Sequence[Check], args: argparse.Namespace
     import torch
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from minquant.crosscheck.article import one_thread
-    from minquant.crosscheck.quiet import quiet
+    from minquant.crosscheck.quiet import one_thread, quiet
     from minquant.crosscheck.suite import run_check
 
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
@@ -153,12 +146,10 @@ def _report(
     }
 
 
-def versions() -> dict[str, Any]:
+def all_versions() -> dict[str, Any]:
     """What this runs on: packages, and the processor as torch sees it; None for what is not installed."""
     return {
-        "minquant": importlib.metadata.version("minquant"),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
+        **versions(),
         "torch": _version("torch"),
         "torchao": _version("torchao"),
         **(_processor() if importlib.util.find_spec("torch") else {}),

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import importlib.util
-import platform
 import sys
 import time
 from collections.abc import Callable
@@ -14,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minquant.commands.output import check_folder, write_json
+from minquant.commands.output import check_folder, make_console, versions, write_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,10 +66,8 @@ def run(args: argparse.Namespace) -> int:
     except FileNotFoundError as error:
         print(f"minquant demo: {error}", file=sys.stderr)
         return 1
-    from rich.console import Console
-
     started = time.perf_counter()
-    console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
+    console = make_console()
     flows = FLOWS if args.flow == "all" else (args.flow,)
     demos = _article(console, flows)
     for demo in demos:
@@ -157,18 +153,11 @@ def _report(demos: list[Demo], digits: DigitsResult, equality: dict[str, int] | 
         "demos": {demo.name: demo.result for demo in demos},
         "digits": digits.rows,
         "prepared_vs_converted": equality,
-        "versions": versions(demos),
-    }
-
-
-def versions(demos: list[Demo]) -> dict[str, str | None]:
-    """What this ran on; torch's values may be recorded ones."""
-    return {
-        "minquant": importlib.metadata.version("minquant"),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "torch": demos[0].torch_version,
-        "torch_values": "live" if demos[0].live else "recorded",
+        "versions": {
+            **versions(),
+            "torch": demos[0].torch_version,
+            "torch_values": "live" if demos[0].live else "recorded",
+        },
     }
 
 

@@ -1,11 +1,38 @@
-"""What every command does with its report: the file that ``--json PATH`` asks for."""
+"""What every command does with its report: where it is printed, and the file that ``--json PATH`` asks for."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
+import platform
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+WIDTH = 110
+"""Columns where the output is no terminal."""
+
+
+def make_console() -> Console:
+    """The terminal, as wide as it is, or a file."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
+
+
+def versions() -> dict[str, Any]:
+    """What every report says that it ran on."""
+    return {
+        "minquant": importlib.metadata.version("minquant"),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+    }
 
 
 def check_folder(path: str | os.PathLike[str]) -> None:

@@ -1,17 +1,22 @@
-"""torch's side of ``minquant demo``: the article's three regressions with torch.ao.quantization 2.13, eager mode."""
+"""torch's side of ``minquant demo``: the article's three regressions with torch.ao.quantization 2.13, eager mode.
+
+Importing this needs torch.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
+import torch.ao.quantization as tq
 
 from minquant.demos.article import ENGINES, LEARNING_RATE, SEED, STEPS, TARGET, EngineRun, TorchRun
 
-from .quiet import quiet
+from .quiet import one_thread, quiet
+from .theirs import observed_state, weight_integers
 
 __all__ = ["run_torch"]
 
@@ -26,50 +31,36 @@ def run_torch(name: str, progress: Callable[[str], None] = lambda text: None) ->
     Returns:
         TorchRun with the losses of torch's own training, the state that each engine quantized, and its integers.
     """
-    import torch
-
     with quiet(torch), one_thread(torch):
-        return {"dynamic": _dynamic, "static": _static, "qat": _qat}[name](torch, progress)
+        return {"dynamic": _dynamic, "static": _static, "qat": _qat}[name](progress)
 
 
-@contextmanager
-def one_thread(torch: Any) -> Iterator[None]:
-    """One thread, so that float sums have one order; the engine is restored too."""
-    threads, engine = torch.get_num_threads(), torch.backends.quantized.engine
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.backends.quantized.engine = engine
+class Net(torch.nn.Module):
+    """The network of `minquant.demos.article`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quant = tq.QuantStub()
+        self.fc1 = torch.nn.Linear(3, 3)
+        self.relu = torch.nn.ReLU()
+        self.fc2 = torch.nn.Linear(3, 2)
+        self.dequant = tq.DeQuantStub()
+
+    def body(self, x: Any) -> Any:
+        """Everything but the last step back to real values."""
+        return self.fc2(self.relu(self.fc1(self.quant(x))))
+
+    def forward(self, x: Any) -> Any:
+        return self.dequant(self.body(x))
 
 
-def _net(torch: Any) -> Any:
-    class Net(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.quant = torch.ao.quantization.QuantStub()
-            self.fc1 = torch.nn.Linear(3, 3)
-            self.relu = torch.nn.ReLU()
-            self.fc2 = torch.nn.Linear(3, 2)
-            self.dequant = torch.ao.quantization.DeQuantStub()
-
-        def body(self, x: Any) -> Any:
-            return self.fc2(self.relu(self.fc1(self.quant(x))))
-
-        def forward(self, x: Any) -> Any:
-            return self.dequant(self.body(x))
-
-    return Net()
-
-
-def _data(torch: Any, calibration: bool) -> tuple[Any, Any, Any]:
+def _data(calibration: bool) -> tuple[Any, Any, Any]:
     torch.manual_seed(SEED)
     train_x, test_x = torch.rand(10000, 3), torch.rand(5000, 3)
     return train_x, test_x, torch.rand(5000, 3) if calibration else None
 
 
-def _train(torch: Any, model: Any, x: Any) -> Any:
+def _train(model: Any, x: Any) -> Any:
     target = x @ torch.tensor(TARGET)
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     model.train()
@@ -80,7 +71,7 @@ def _train(torch: Any, model: Any, x: Any) -> Any:
     return model.eval()
 
 
-def _loss(torch: Any, model: Any, x: Any) -> float:
+def _loss(model: Any, x: Any) -> float:
     with torch.no_grad():
         return torch.nn.functional.mse_loss(model(x), x @ torch.tensor(TARGET)).item()
 
@@ -88,15 +79,11 @@ def _loss(torch: Any, model: Any, x: Any) -> float:
 def _weights(model: Any) -> dict[str, np.ndarray]:
     arrays = {}
     for name in ("fc1", "fc2"):
-        weight = getattr(model, name).weight()
-        per_channel = "channel" in str(weight.qscheme())
-        scale = weight.q_per_channel_scales() if per_channel else np.float32(weight.q_scale())
-        arrays[f"{name}.weight"] = weight.int_repr().numpy()
-        arrays[f"{name}.weight_scale"] = np.asarray(scale, np.float32)
+        arrays[f"{name}.weight"], arrays[f"{name}.weight_scale"] = weight_integers(getattr(model, name))
     return arrays
 
 
-def _static_arrays(torch: Any, model: Any, x: Any) -> dict[str, np.ndarray]:
+def _static_arrays(model: Any, x: Any) -> dict[str, np.ndarray]:
     arrays = _weights(model)
     for name in ("quant", "fc1", "fc2"):
         layer = getattr(model, name)
@@ -105,14 +92,14 @@ def _static_arrays(torch: Any, model: Any, x: Any) -> dict[str, np.ndarray]:
     return {**arrays, "output": model.body(x).int_repr().numpy()}
 
 
-def _dynamic(torch: Any, progress: Callable[[str], None]) -> TorchRun:
-    train_x, test_x, _ = _data(torch, calibration=False)
-    model = _train(torch, _net(torch), train_x)
-    run = TorchRun(_loss(torch, model, test_x), {}, {}, torch.__version__, live=True)
+def _dynamic(progress: Callable[[str], None]) -> TorchRun:
+    train_x, test_x, _ = _data(calibration=False)
+    model = _train(Net(), train_x)
+    run = TorchRun(_loss(model, test_x), {}, {}, torch.__version__, live=True)
     for engine in ENGINES:
         progress(f"dynamic, torch {engine}")
         torch.backends.quantized.engine = engine
-        quantized = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+        quantized = tq.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
         # The grid that the operator chooses inside; qnnpack ignores the module's request for a reduced range.
         scale, zero_point = torch._choose_qparams_per_tensor(test_x, engine != "qnnpack")
         arrays = {
@@ -121,7 +108,7 @@ def _dynamic(torch: Any, progress: Callable[[str], None]) -> TorchRun:
             "fc1.input_zero_point": np.int32(zero_point),
             "output": quantized(test_x).detach().numpy(),
         }
-        run.engines[engine] = EngineRun(_loss(torch, quantized, test_x), _as_arrays(arrays))
+        run.engines[engine] = EngineRun(_loss(quantized, test_x), _as_arrays(arrays))
         run.states[engine] = _state(model)
     return run
 
@@ -141,45 +128,41 @@ def _state(model: Any) -> dict[str, np.ndarray]:
     return {name: value.numpy().copy() for name, value in model.state_dict().items()}
 
 
-def _static(torch: Any, progress: Callable[[str], None]) -> TorchRun:
-    train_x, test_x, calibration_x = _data(torch, calibration=True)
-    model = _train(torch, _net(torch), train_x)
-    run = TorchRun(_loss(torch, model, test_x), {}, {}, torch.__version__, live=True)
+def _static(progress: Callable[[str], None]) -> TorchRun:
+    train_x, test_x, calibration_x = _data(calibration=True)
+    model = _train(Net(), train_x)
+    run = TorchRun(_loss(model, test_x), {}, {}, torch.__version__, live=True)
     for engine in ENGINES:
         for key in (engine, f"{engine}+relu"):
             progress(f"static, torch {key}")
             torch.backends.quantized.engine = engine
             copied = copy.deepcopy(model)
             if key != engine:
-                copied = torch.ao.quantization.fuse_modules(copied, [["fc1", "relu"]])
-            copied.qconfig = torch.ao.quantization.get_default_qconfig(engine)
-            prepared = torch.ao.quantization.prepare(copied)
+                copied = tq.fuse_modules(copied, [["fc1", "relu"]])
+            copied.qconfig = tq.get_default_qconfig(engine)
+            prepared = tq.prepare(copied)
             prepared(calibration_x)
-            converted = torch.ao.quantization.convert(prepared)
-            arrays = _static_arrays(torch, converted, test_x)
-            run.engines[key] = EngineRun(_loss(torch, converted, test_x), arrays)
+            converted = tq.convert(prepared)
+            arrays = _static_arrays(converted, test_x)
+            run.engines[key] = EngineRun(_loss(converted, test_x), arrays)
             run.states[key] = _state(model)
     return run
 
 
-def _qat(torch: Any, progress: Callable[[str], None]) -> TorchRun:
-    _, test_x, _ = _data(torch, calibration=False)
-    run = TorchRun(_loss(torch, _net(torch), test_x), {}, {}, torch.__version__, live=True)
+def _qat(progress: Callable[[str], None]) -> TorchRun:
+    _, test_x, _ = _data(calibration=False)
+    run = TorchRun(_loss(Net(), test_x), {}, {}, torch.__version__, live=True)
     for engine in ENGINES:
         progress(f"qat, torch {engine}")
         torch.backends.quantized.engine = engine
-        train_x, test_x, _ = _data(torch, calibration=False)
-        model = _net(torch).train()
-        model.qconfig = torch.ao.quantization.get_default_qat_qconfig(engine)
-        prepared = _train(torch, torch.ao.quantization.prepare_qat(model), train_x)
-        prepared_loss = _loss(torch, prepared, test_x)
-        state = {
-            name: value.reshape(()) if value.size == 1 and ".weight_fake_quant." not in name else value
-            for name, value in _state(prepared).items()
-            if name.endswith(("weight", "bias", "min_val", "max_val"))
-        }
-        converted = torch.ao.quantization.convert(prepared)
-        arrays = _static_arrays(torch, converted, test_x)
-        run.engines[engine] = EngineRun(_loss(torch, converted, test_x), arrays, prepared_loss)
+        train_x, test_x, _ = _data(calibration=False)
+        model = Net().train()
+        model.qconfig = tq.get_default_qat_qconfig(engine)
+        prepared = _train(tq.prepare_qat(model), train_x)
+        prepared_loss = _loss(prepared, test_x)
+        state = observed_state(prepared)
+        converted = tq.convert(prepared)
+        arrays = _static_arrays(converted, test_x)
+        run.engines[engine] = EngineRun(_loss(converted, test_x), arrays, prepared_loss)
         run.states[engine] = state
     return run

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from minquant import Tensor, nn
+from minquant.demos.article import take_state
 from minquant.quant import (
     LinearReLU,
     MovingAverageMinMaxObserver,
@@ -81,10 +82,7 @@ def static_flow(engine: str, data: Case) -> Case:
 def qat_flow(engine: str, data: Case, state: Case) -> Case:
     """Torch's trained weights and observed ranges, converted and run: every integer and every grid."""
     prepared = prepare_qat(QuantWrapper(float_model(data)).train(), get_default_qat_qconfig(engine))
-    tensors = {**dict(prepared.named_parameters()), **dict(prepared.named_buffers())}
-    for name, value in state.items():
-        tensor = tensors[name]
-        tensor.data = value.reshape(tensor.shape) if value.size == tensor.data.size else value
+    take_state(prepared, state)
     return _describe_static(convert(prepared.eval()), data)
 
 

@@ -1,4 +1,4 @@
-"""torch's known notices, silenced one by one; everything else that it has to say comes through."""
+"""torch as a comparison needs it: on one thread, its known notices silenced one by one and nothing else hidden."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["PYTHON_NOTICES", "quiet", "spend_native_notice"]
+__all__ = ["PYTHON_NOTICES", "one_thread", "quiet", "spend_native_notice"]
 
 PYTHON_NOTICES = (
     (DeprecationWarning, "torch.ao.quantization is deprecated"),
@@ -37,15 +37,13 @@ def spend_native_notice(torch: Any) -> None:
     """Has both of qnnpack's operators make their one remark on reduce_range where nobody reads it."""
     if "qnnpack" not in torch.backends.quantized.supported_engines:
         return
-    engine = torch.backends.quantized.engine
-    with warnings.catch_warnings(), _native_notice_removed():
+    with warnings.catch_warnings(), _native_notice_removed(), one_thread(torch):
         warnings.simplefilter("ignore", UserWarning)  # that quantized tensors are deprecated
         torch.backends.quantized.engine = "qnnpack"
         weight = torch.quantize_per_tensor(torch.zeros(1, 1), 1.0, 0, torch.qint8)
         packed = torch.ops.quantized.linear_prepack(weight, None)
         for operator in (torch.ops.quantized.linear_dynamic, torch.ops.quantized.linear_relu_dynamic):
             operator(torch.zeros(1, 1), packed, True)
-        torch.backends.quantized.engine = engine
 
 
 @contextmanager
@@ -63,3 +61,15 @@ def _native_notice_removed() -> Iterator[None]:
             for line in log:
                 if NATIVE_NOTICE not in line:
                     os.write(2, line)
+
+
+@contextmanager
+def one_thread(torch: Any) -> Iterator[None]:
+    """One thread, so that float sums have one order; the engine is restored too."""
+    threads, engine = torch.get_num_threads(), torch.backends.quantized.engine
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.backends.quantized.engine = engine

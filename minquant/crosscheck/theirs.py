@@ -119,10 +119,23 @@ def dynamic_flow(engine: str, data: Case) -> Case:
 
 
 def weight_of(i: int, layer: Any) -> Case:
+    """The weight of the i-th layer, under the names of `ours`."""
+    integers, scale = weight_integers(layer)
+    return {f"qw{i}": integers, f"w_scale{i}": scale}
+
+
+def weight_integers(layer: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Integers and float32 scales of a quantized layer's weight."""
     weight = layer.weight()
     per_channel = weight.qscheme() in (torch.per_channel_affine, torch.per_channel_symmetric)
-    scale = weight.q_per_channel_scales().float().numpy() if per_channel else np.float32(weight.q_scale())
-    return {f"qw{i}": weight.int_repr().numpy(), f"w_scale{i}": scale}
+    scale = weight.q_per_channel_scales().numpy() if per_channel else weight.q_scale()
+    return weight.int_repr().numpy(), np.asarray(scale, np.float32)
+
+
+def observed_state(prepared: Any) -> Case:
+    """Copies of a prepared model's weights and observed ranges."""
+    wanted = ("weight", "bias", "min_val", "max_val")
+    return {name: value.numpy().copy() for name, value in prepared.state_dict().items() if name.endswith(wanted)}
 
 
 def qat_flow(engine: str, data: Case, steps: int = 3) -> tuple[Case, Case]:
@@ -132,8 +145,7 @@ def qat_flow(engine: str, data: Case, steps: int = 3) -> tuple[Case, Case]:
         The trained weights and observed ranges, and every integer and every grid that they convert to.
     """
     prepared, _ = _trained_qat(engine, data, steps, lr=0.05)
-    wanted = ("weight", "bias", "min_val", "max_val")
-    state = {name: value.numpy().copy() for name, value in prepared.state_dict().items() if name.endswith(wanted)}
+    state = observed_state(prepared)
     return state, _describe_static(tq.convert(prepared.eval()), data)
 
 

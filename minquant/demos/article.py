@@ -182,6 +182,10 @@ def static(net: nn.Module, data: Data, engine: str) -> EngineRun:
     return describe_static(convert(prepared), data)
 
 
+QUANTIZE = {"dynamic": dynamic, "static": static}
+"""How a trained float network is quantized, in the demos that begin with one."""
+
+
 def trained_qat(engine: str) -> tuple[float, float]:
     """Losses of a network trained from scratch with quantization in the loop: prepared, and converted."""
     data = make_data(calibration=False)
@@ -194,10 +198,16 @@ def trained_qat(engine: str) -> tuple[float, float]:
 def converted_qat(state: Mapping[str, np.ndarray], data: Data, engine: str) -> EngineRun:
     """Torch's trained weights and observed ranges → integer."""
     prepared = prepare_qat(Net(), get_default_qat_qconfig(engine))
+    take_state(prepared, state)
+    return describe_static(convert(prepared.eval()), data)
+
+
+def take_state(prepared: nn.Module, state: Mapping[str, np.ndarray]) -> None:
+    """Gives a prepared model the weights and observed ranges of torch's, where a range per tensor may be ``(1,)``."""
     tensors = {**dict(prepared.named_parameters()), **dict(prepared.named_buffers())}
     for name, value in state.items():
-        tensors[name].data = value
-    return describe_static(convert(prepared.eval()), data)
+        tensor = tensors[name]
+        tensor.data = value.reshape(tensor.shape) if value.size == tensor.data.size else value
 
 
 # ---- both sides ------------------------------------------------------------------------------------------------------
@@ -211,7 +221,7 @@ def _both(name: str, engine: str, torch_run: TorchRun, data: Data) -> dict[str, 
     else:
         net: nn.Module = Net().eval()
         net.load_state_dict(state)
-        ours = (dynamic if name == "dynamic" else static)(net, data, engine)
+        ours = QUANTIZE[name](net, data, engine)
     theirs = torch_run.engines[engine].arrays
     return {
         key: (ours.arrays[key][: len(value)] if value.ndim else ours.arrays[key], value)
@@ -249,29 +259,28 @@ def run_demo(name: str, torch_run: TorchRun, progress: Callable[[str], None] = l
     demo = Demo(name, {}, {}, WHAT_THE_SCRIPT_DID[name], torch_run.version, torch_run.live)
     data = make_data(calibration=name == "static")
     net = Net()
-    untrained = test_loss(net, data)
-    train(net, data)
+    if name != "qat":  # QAT trains a network of its own for each engine; as published, it leaves this one untrained
+        train(net, data)
     float_loss = test_loss(net, data)
+
+    def own_losses(engine: str) -> Losses:
+        return trained_qat(engine) if name == "qat" else (float_loss, QUANTIZE[name](net, data, engine).loss)
+
     engines = {}
     for engine in ENGINES:
         progress(f"{name}, {engine}")
-        losses = trained_qat(engine) if name == "qat" else (float_loss, _quantized_loss(name, net, data, engine))
+        losses = own_losses(engine)
         demo.arrays[engine] = _both(name, engine, torch_run, data)
         engines[engine] = _result(losses, _torch_losses(name, torch_run, engine), demo.arrays[engine])
         if name == "static":
             engines[engine] |= _fused(net, data, engine, torch_run, demo)
     progress(f"{name}, reference")
-    own = trained_qat("reference") if name == "qat" else (float_loss, _quantized_loss(name, net, data, "reference"))
+    own = own_losses("reference")
     engines["reference"] = _result(own, (None, None))
     corrected = _result(own, _torch_losses(name, torch_run, "x86")) if name == "qat" else engines["x86"]
-    published = {"dynamic": engines["x86"], "static": _twice(float_loss, torch_run.float_loss)}
-    published["qat"] = _twice(untrained, torch_run.float_loss)
-    demo.result = {**corrected, "published": published[name], "engines": engines}
+    published = engines["x86"] if name == "dynamic" else _twice(float_loss, torch_run.float_loss)
+    demo.result = {**corrected, "published": published, "engines": engines}
     return demo
-
-
-def _quantized_loss(name: str, net: nn.Module, data: Data, engine: str) -> float:
-    return (dynamic if name == "dynamic" else static)(net, data, engine).loss
 
 
 def _twice(ours: float, theirs: float) -> dict[str, Any]:

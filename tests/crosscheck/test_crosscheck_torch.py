@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("torchao")
 
 from minquant import cli
-from minquant.commands import crosscheck
+from minquant.commands import output
 from minquant.crosscheck import checks, ours
 from minquant.crosscheck.suite import Check
 from minquant.quant import fake_quant, grid
@@ -41,7 +41,7 @@ def test_quick(tmp_path, capfd):
         assert c["cases"] > 0 and c["elements"] > 0 and c["mismatches"] == 0 and c["max_abs_diff"] <= c["bound"]
     for name in ("torch", "torchao", "numpy", "python", "minquant", "cpu_capability", "engines"):
         assert report["versions"][name]
-    assert max(map(len, printed.out.splitlines())) <= crosscheck.WIDTH
+    assert max(map(len, printed.out.splitlines())) <= output.WIDTH
     assert torch.backends.cpu.get_cpu_capability() in printed.out and torch.__version__ in printed.out
     assert printed.err == ""
     assert torch.backends.quantized.engine == engine and torch.get_num_threads() == threads

@@ -18,9 +18,8 @@ import numpy as np
 import torch
 
 from minquant.crosscheck import theirs
-from minquant.crosscheck.article import one_thread
 from minquant.crosscheck.inputs import ENGINES, KINDS, draw, draw_fused, flow_data
-from minquant.crosscheck.quiet import quiet
+from minquant.crosscheck.quiet import one_thread, quiet
 
 FILE = Path(__file__).with_name("dialects.npz")
 LINEARS, FUSED = 2 * len(KINDS), 10

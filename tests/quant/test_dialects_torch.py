@@ -11,6 +11,7 @@ from minquant import Tensor, optim
 from minquant import functional as F
 from minquant.crosscheck import ours, theirs
 from minquant.crosscheck.inputs import ENGINES, KINDS, draw, draw_fused, flow_data, values
+from minquant.crosscheck.quiet import one_thread
 from minquant.crosscheck.suite import differing
 from minquant.quant import (
     PerChannel,
@@ -29,12 +30,10 @@ F32 = np.float32
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def on_one_thread():
     """One order of float sums."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with one_thread(torch):
+        yield
 
 
 @pytest.mark.parametrize("engine", ENGINES)

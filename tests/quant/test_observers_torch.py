@@ -8,6 +8,7 @@ torch = pytest.importorskip("torch")
 import torch.ao.quantization.observer as torch_observers  # noqa: I001
 
 import minquant.quant as quant
+from minquant.crosscheck.quiet import one_thread
 from minquant.quant import histogram as h
 
 F32 = np.float32
@@ -15,12 +16,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.inf detected in input tens
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def on_one_thread():
     """torch's float sums depend on the number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with one_thread(torch):
+        yield
 
 
 def both(name, **arguments):

@@ -63,7 +63,9 @@ def run(args: argparse.Namespace) -> int:
     try:
         if args.json:
             check_folder(args.json)
-    except FileNotFoundError as error:
+        if args.plots:
+            Path(args.plots).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
         print(f"minquant demo: {error}", file=sys.stderr)
         return 1
     started = time.perf_counter()
@@ -142,7 +144,6 @@ def _prepared_vs_converted(console: Console, digits: DigitsResult) -> dict[str, 
 def _plots(console: Console, folder: Path, flows: tuple[str, ...], digits: DigitsResult) -> None:
     from minquant.demos import plots
 
-    folder.mkdir(parents=True, exist_ok=True)
     draw = {"dynamic": plots.grid_over_weights, "static": plots.error_by_layer, "qat": plots.accuracy_by_bits}
     for flow in flows:
         console.print(f"picture written to {draw[flow](digits, folder / f'{flow}.png')}")

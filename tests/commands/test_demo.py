@@ -89,6 +89,13 @@ def test_a_report_that_could_not_be_written_is_refused_before_the_work(capsys, t
     assert "--json" in error and "there is no folder" in error and "create it first" in error
 
 
+def test_a_folder_that_is_a_file_is_refused_before_the_work(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(digits, "run", None)
+    (tmp_path / "plots").write_text("in the way")
+    assert cli.main(["demo", "--plots", str(tmp_path / "plots")]) == 1
+    assert "File exists" in capsys.readouterr().err
+
+
 def test_without_a_command_it_says_what_it_can_do(capsys):
     printed = run(capsys)
     assert "demo" in printed and "lessons" in printed and "example" in printed

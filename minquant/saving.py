@@ -65,6 +65,7 @@ SETTINGS: dict[type[Module], tuple[str, ...]] = {
     nn.Conv2d: CONV,
     nn.MaxPool2d: ("kernel_size", "stride", "padding", "dilation"),
     nn.AvgPool2d: ("kernel_size", "stride", "padding"),
+    nn.AdaptiveAvgPool2d: ("output_size",),
     nn.BatchNorm1d: BATCH_NORM,
     nn.BatchNorm2d: BATCH_NORM,
     nn.LayerNorm: ("normalized_shape", "eps", "elementwise_affine"),

@@ -224,6 +224,8 @@ OPERATIONS = [
     Operation("max_pool2d, dilated", lambda f, x: f.max_pool2d(x, (2, 1), 1, 0, 2), images(), distinct=True),
     Operation("avg_pool2d", lambda f, x: f.avg_pool2d(x, (3, 2)), images()),
     Operation("avg_pool2d, overlapping", lambda f, x: f.avg_pool2d(x, 3, 2, 1), images()),
+    Operation("adaptive_avg_pool2d", lambda f, x: f.adaptive_avg_pool2d(x, 1), images()),
+    Operation("adaptive_avg_pool2d, overlapping", lambda f, x: f.adaptive_avg_pool2d(x, (2, None)), images()),
     # normalization: 1 / std < 3.2 with this eps, and a row's largest |y| is below √80, so gradients stay below
     # 3.2 · (4.5 + 4.5 + √80 · 4.5) < 160
     Operation(

@@ -117,6 +117,15 @@ def test_max_pool2d_commutes_with_the_grid() -> None:
             call()
 
 
+def test_adaptive_avg_pool2d_by_hand() -> None:
+    x = np.arange(10, dtype=np.float32).reshape(1, 2, 5)
+    out = F.adaptive_avg_pool2d(x, (1, 3))  # columns 0 1, 1 2 3, 3 4
+    assert out.tolist() == [[[3, 4.5, 6]]]
+    assert F.adaptive_avg_pool2d(x, None).tolist() == x.tolist()
+    assert F.adaptive_avg_pool2d(x, (3, 1)).tolist() == [[[2], [4.5], [7]]]  # rows 0, 0 1, 1
+    assert F.adaptive_avg_pool2d(zeros(0, 2, 4, 4), (None, 2)).shape == (0, 2, 4, 2)
+
+
 # ---- normalization -------------------------------------------------------------------------------------------------
 
 
@@ -179,6 +188,9 @@ def test_gradient_of_embedding() -> None:
         (lambda: F.max_pool2d(zeros(1, 5, 5), 3, padding=2), ["max_pool2d", "padding=2", "half"]),
         (lambda: F.avg_pool2d(zeros(1, 5, 5), (2, 2, 2)), ["avg_pool2d: kernel_size", "(2, 2, 2)"]),
         (lambda: F.avg_pool2d(zeros(1, 5, 2), 4, 1), ["avg_pool2d", "(4, 4)", "(5, 2)"]),
+        (lambda: F.adaptive_avg_pool2d(zeros(5, 5), 2), ["adaptive_avg_pool2d", "(5, 5)"]),
+        (lambda: F.adaptive_avg_pool2d(zeros(1, 5, 0), 2), ["adaptive_avg_pool2d", "at least 1", "(1, 5, 0)"]),
+        (lambda: F.adaptive_avg_pool2d(zeros(1, 5, 5), (0, None)), ["adaptive_avg_pool2d: output_size", "(0, None)"]),
         (lambda: F.batch_norm(zeros(3), None, None, training=True), ["batch_norm", "(3,)"]),
         (lambda: F.batch_norm(zeros(1, 3), None, None, training=True), ["batch_norm", "(1, 3)", "eval"]),
         (lambda: F.batch_norm(zeros(2, 3), None, None), ["running_mean", "running_var"]),
@@ -206,6 +218,8 @@ def test_what_does_not_fit_is_named(call, words: list[str]) -> None:
         (lambda: F.conv2d(zeros(1, 1, 3, 3), zeros(1, 1, 3, 3), stride=1.5), ["stride", "1.5"]),
         (lambda: F.max_pool2d(np.zeros((1, 3, 3), bool), 2), ["max_pool2d", "bool"]),
         (lambda: F.avg_pool2d(np.zeros((1, 3, 3), int), 2), ["AvgPool2d", "int64"]),
+        (lambda: F.adaptive_avg_pool2d(np.zeros((1, 3, 3), int), 2), ["AdaptiveAvgPool2d", "int64"]),
+        (lambda: F.adaptive_avg_pool2d(zeros(1, 3, 3), 1.5), ["adaptive_avg_pool2d: output_size", "1.5"]),
         (lambda: F.batch_norm(np.zeros((2, 3), int), zeros(3), zeros(3)), ["int64", ".float()"]),
         (lambda: F.layer_norm(np.zeros((2, 3), int), 3), ["int64", ".float()"]),
         (lambda: F.rms_norm(np.zeros((2, 3), int), 3, eps=0.1), ["RMSNorm", ".float()"]),

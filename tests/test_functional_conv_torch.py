@@ -125,6 +125,15 @@ def test_avg_pool2d_is_torchs(drawn: tuple, dtype: Any, seed: int) -> None:
     assert_sums_agree(lambda library, x: library.avg_pool2d(x, *options), [x], (kernel, kernel), dtype)
 
 
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), dtype=dtypes, seed=seeds)
+def test_adaptive_avg_pool2d_is_torchs(data: st.DataObject, dtype: Any, seed: int) -> None:
+    shape = [*data.draw(st.lists(st.integers(1, 2), max_size=1)), *(data.draw(st.integers(1, 9)) for _ in range(3))]
+    size = data.draw(st.tuples(*[st.one_of(st.none(), st.integers(1, 12))] * 2))
+    x = np.random.default_rng(seed).standard_normal(shape)
+    assert_sums_agree(lambda library, x: library.adaptive_avg_pool2d(x, size), [x], (81, 144), dtype)
+
+
 def test_nan_and_infinities_pass_through_pooling_as_in_torch() -> None:
     x = np.array([[[np.nan, 1, -np.inf, 2], [3, np.inf, -np.inf, -np.inf]]], np.float32)
     for options in ((2,), (1, 2), (2, 1, 1)):

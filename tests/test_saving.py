@@ -145,6 +145,7 @@ ROWS = RNG.standard_normal((5, 4, 6), dtype=np.float32)
         (lambda: nn.MaxPool2d(3, (1, 2), 1, 2), IMAGES),
         (lambda: nn.MaxPool2d(2), IMAGES),
         (lambda: nn.AvgPool2d((2, 3), padding=(1, 0)), IMAGES),
+        (lambda: nn.AdaptiveAvgPool2d((2, None)), IMAGES),
         (lambda: nn.BatchNorm1d(4, eps=0.1, momentum=None), ROWS),
         (lambda: nn.BatchNorm2d(4, affine=False), IMAGES),
         (lambda: nn.BatchNorm2d(4, track_running_stats=False, bias=False), IMAGES),

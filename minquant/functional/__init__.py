@@ -23,7 +23,7 @@ from minquant.functional.movement import (
 )
 from minquant.functional.nn import cross_entropy, dropout, linear, log_softmax, mse_loss, softmax
 from minquant.functional.norm import batch_norm, layer_norm, rms_norm
-from minquant.functional.pool import avg_pool2d, max_pool2d
+from minquant.functional.pool import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 from minquant.functional.reduce import argmax, max, mean, min, sum, var
 from minquant.functional.unary import (
     abs,
@@ -42,9 +42,10 @@ from minquant.functional.unary import (
 )
 
 __all__ = [
-    "abs", "add", "argmax", "array_index", "assign", "avg_pool2d", "batch_norm", "cast", "cat", "clip", "clone",
-    "compare", "conv1d", "conv2d", "cross_entropy", "div", "dropout", "embedding", "exp", "expand", "flatten",
-    "gelu", "getitem", "layer_norm", "linear", "log", "log_softmax", "matmul", "max", "max_pool2d", "mean", "min",
-    "mse_loss", "mul", "neg", "permute", "pow", "relu", "reshape", "rms_norm", "setitem", "sigmoid", "silu",
-    "softmax", "split", "sqrt", "squeeze", "stack", "sub", "sum", "tanh", "transpose", "unsqueeze", "var", "where",
+    "abs", "adaptive_avg_pool2d", "add", "argmax", "array_index", "assign", "avg_pool2d", "batch_norm", "cast",
+    "cat", "clip", "clone", "compare", "conv1d", "conv2d", "cross_entropy", "div", "dropout", "embedding", "exp",
+    "expand", "flatten", "gelu", "getitem", "layer_norm", "linear", "log", "log_softmax", "matmul", "max",
+    "max_pool2d", "mean", "min", "mse_loss", "mul", "neg", "permute", "pow", "relu", "reshape", "rms_norm",
+    "setitem", "sigmoid", "silu", "softmax", "split", "sqrt", "squeeze", "stack", "sub", "sum", "tanh",
+    "transpose", "unsqueeze", "var", "where",
 ]  # fmt: skip

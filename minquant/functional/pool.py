@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from minquant.tensor import TensorLike
 
 Pair = tuple[int, int]
+AdaptiveSizes: TypeAlias = "int | None | Sequence[int | None]"
 
 
 class MaxPool2d(Function):
@@ -58,6 +61,33 @@ class AvgPool2d(Function):
         share = (grad / grad.dtype.type(math.prod(self.kernel)))[..., None, None]  # (…, Ho, Wo, 1, 1)
         seen = np.broadcast_to(share, (*grad.shape, *self.kernel))
         return unpad(add_windows(seen, self.padded, self.kernel, self.stride, (1, 1)), self.padding)
+
+
+class AdaptiveAvgPool2d(Function):
+    """The mean of each of Ho × Wo regions, which cover the input and overlap where its size is no multiple."""
+
+    floats_only = True
+
+    def forward(self, x: np.ndarray, size: Pair) -> np.ndarray:
+        self.shape, self.size = x.shape, size
+        out = np.empty((*x.shape[:-2], *size), x.dtype)
+        for place, region, count in regions(x.shape[-2:], size):
+            out[place] = total(x[region], (-2, -1)) / x.dtype.type(count)
+        return out
+
+    def backward(self, grad: np.ndarray) -> np.ndarray:
+        out = np.zeros(self.shape, grad.dtype)
+        for place, region, count in regions(self.shape[-2:], self.size):
+            out[region] += (grad[place] / grad.dtype.type(count))[..., None, None]
+        return out
+
+
+def regions(image: Sequence[int], size: Pair) -> Iterator[tuple[Any, Any, int]]:
+    """For each place (i, j) of the output: its index, that of its region ⌊i·H/Ho⌋ … ⌈(i + 1)·H/Ho⌉, elements there."""
+    for place in np.ndindex(*size):
+        spans = [(i * n // m, -(-(i + 1) * n // m)) for i, n, m in zip(place, image, size, strict=True)]
+        count = math.prod(end - start for start, end in spans)
+        yield (..., *place), (..., *itertools.starmap(slice, spans)), count
 
 
 # ---- as functions ------------------------------------------------------------------------------------------
@@ -111,6 +141,47 @@ def avg_pool2d(input: TensorLike, kernel_size: Sizes, stride: Sizes | None = Non
     """
     kernel, strides, pads, _ = _geometry("avg_pool2d", input, kernel_size, stride, padding, 1)
     return AvgPool2d.apply(input, kernel=kernel, stride=strides, padding=pads)
+
+
+def adaptive_avg_pool2d(input: TensorLike, output_size: AdaptiveSizes) -> Tensor:
+    """The mean of each of Ho × Wo regions: row i covers the elements ⌊i·H/Ho⌋ to ⌈(i + 1)·H/Ho⌉ − 1, columns alike.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W), float32 or float64, H and W at least 1.
+        output_size: Ho and Wo, or one integer for both; None keeps the input's size.
+
+    Returns:
+        (N, C, Ho, Wo) or (C, Ho, Wo).
+
+    Raises:
+        ValueError: a shape or size that does not fit.
+        TypeError: integers; sizes that are no integers.
+
+    Source: torch.nn.functional.adaptive_avg_pool2d, torch 2.13.
+    """
+    shape = np.shape(input)
+    check_axes(shape, 2, "adaptive_avg_pool2d")
+    if 0 in shape[-2:]:
+        raise ValueError(f"adaptive_avg_pool2d: input needs a height and width of at least 1, got shape {shape}")
+    sizes = adaptive_sizes(output_size, "adaptive_avg_pool2d")
+    height, width = (n if m is None else m for m, n in zip(sizes, shape[-2:], strict=True))
+    return AdaptiveAvgPool2d.apply(input, size=(height, width))
+
+
+def adaptive_sizes(output_size: AdaptiveSizes, name: str) -> tuple[int | None, int | None]:
+    """Two sizes of which either may be None.
+
+    Raises:
+        TypeError: neither integers nor None.
+        ValueError: another number of them; one below 1.
+    """
+    sizes = tuple(output_size) if isinstance(output_size, Sequence) else (output_size, output_size)
+    what = f"{name}: output_size must be an integer or None, or two of these"
+    if not all(n is None or isinstance(n, int | np.integer) for n in sizes):
+        raise TypeError(f"{what}, got {output_size!r}")
+    if len(sizes) != 2 or any(n is not None and n < 1 for n in sizes):
+        raise ValueError(f"{what}, none below 1, got {output_size!r}")
+    return sizes
 
 
 def _geometry(

@@ -22,12 +22,12 @@ from minquant.nn.layers import (
 from minquant.nn.losses import CrossEntropyLoss, MSELoss
 from minquant.nn.module import Module, Parameter
 from minquant.nn.normalization import BatchNorm1d, BatchNorm2d, LayerNorm, RMSNorm
-from minquant.nn.pooling import AvgPool2d, MaxPool2d
+from minquant.nn.pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
 from minquant.nn.stubs import DeQuantStub, QuantStub, QuantWrapper
 
 __all__ = [
-    "AvgPool2d", "BatchNorm1d", "BatchNorm2d", "Conv1d", "Conv2d", "CrossEntropyLoss", "DeQuantStub", "Dropout",
-    "Embedding", "Flatten", "GELU", "Identity", "LayerNorm", "Linear", "MSELoss", "MaxPool2d", "Module",
-    "ModuleList", "Parameter", "QuantStub", "QuantWrapper", "RMSNorm", "ReLU", "Sequential", "SiLU", "Sigmoid",
-    "Softmax", "Tanh", "init",
+    "AdaptiveAvgPool2d", "AvgPool2d", "BatchNorm1d", "BatchNorm2d", "Conv1d", "Conv2d", "CrossEntropyLoss",
+    "DeQuantStub", "Dropout", "Embedding", "Flatten", "GELU", "Identity", "LayerNorm", "Linear", "MSELoss",
+    "MaxPool2d", "Module", "ModuleList", "Parameter", "QuantStub", "QuantWrapper", "RMSNorm", "ReLU", "Sequential",
+    "SiLU", "Sigmoid", "Softmax", "Tanh", "init",
 ]  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from minquant import functional as F  # noqa: N812 (torch's name)
+from minquant.functional.pool import AdaptiveSizes, adaptive_sizes
 from minquant.functional.windows import Sizes, per_axis
 from minquant.nn.module import Module
 from minquant.tensor import Tensor
@@ -53,3 +54,23 @@ class AvgPool2d(_Pool):
 
     def forward(self, input: TensorLike) -> Tensor:
         return F.avg_pool2d(input, self.kernel_size, self.stride, self.padding)
+
+
+class AdaptiveAvgPool2d(Module):
+    """The mean of each of Ho × Wo regions: (N, C, H, W) -> (N, C, Ho, Wo), or without N.
+
+    Args:
+        output_size: Ho and Wo, or one integer for both; None keeps the input's size. See
+            `functional.adaptive_avg_pool2d`.
+    """
+
+    def __init__(self, output_size: AdaptiveSizes) -> None:
+        super().__init__()
+        adaptive_sizes(output_size, "AdaptiveAvgPool2d")
+        self.output_size = output_size
+
+    def forward(self, input: TensorLike) -> Tensor:
+        return F.adaptive_avg_pool2d(input, self.output_size)
+
+    def extra_repr(self) -> str:
+        return f"output_size={self.output_size}"

@@ -148,6 +148,7 @@ def test_a_convolution_between_the_stubs_of_a_static_model_says_what_to_do() -> 
         (lambda: nn.MaxPool2d((1, 2, 3)), ["MaxPool2d: kernel_size", "(1, 2, 3)"]),
         (lambda: nn.MaxPool2d(2, dilation=0), ["MaxPool2d: dilation", "0"]),
         (lambda: nn.AvgPool2d(2, padding=-1), ["AvgPool2d: padding", "-1"]),
+        (lambda: nn.AdaptiveAvgPool2d((2, 2, 2)), ["AdaptiveAvgPool2d: output_size", "2, 2, 2"]),
         (lambda: nn.BatchNorm2d(0), ["BatchNorm2d", "num_features", "0"]),
         (lambda: nn.BatchNorm2d(3)(zeros(2, 4, 5, 5)), ["BatchNorm2d", "4 channels", "num_features=3"]),
         (lambda: nn.BatchNorm2d(3)(zeros(2, 3, 5)), ["BatchNorm2d", "(N, C, H, W)", "(2, 3, 5)"]),

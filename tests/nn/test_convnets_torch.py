@@ -22,6 +22,8 @@ LAYERS = [  # how to make it, and an input
     (lambda lib: lib.MaxPool2d((3, 2), 1, 1, (1, 2)), IMAGES),
     (lambda lib: lib.AvgPool2d(2), IMAGES),
     (lambda lib: lib.AvgPool2d((3, 2), stride=1, padding=(1, 0)), IMAGES),
+    (lambda lib: lib.AdaptiveAvgPool2d(1), IMAGES),
+    (lambda lib: lib.AdaptiveAvgPool2d((4, None)), IMAGES),
     (lambda lib: lib.BatchNorm1d(4), ROWS),
     (lambda lib: lib.BatchNorm1d(4), ROWS[..., 0]),
     (lambda lib: lib.BatchNorm2d(4, 1e-3, 0.3), IMAGES),

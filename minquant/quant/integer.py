@@ -10,6 +10,8 @@ The second and fourth terms do not depend on x; a symmetric weight (``zw = 0``) 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from minquant.kernels import int8_matmul
@@ -19,7 +21,13 @@ __all__ = ["accumulate"]
 INT32_MAX = 2**31 - 1
 
 
-def accumulate(qx: np.ndarray, zx: np.ndarray, qw: np.ndarray, zw: np.ndarray) -> np.ndarray:
+def accumulate(
+    qx: np.ndarray,
+    zx: np.ndarray,
+    qw: np.ndarray,
+    zw: np.ndarray,
+    matmul: Callable[[np.ndarray, np.ndarray], np.ndarray] = int8_matmul,
+) -> np.ndarray:
     """``acc[m, n] = Σₖ (qx[m, k] - zx)(qw[n, k] - zw)``.
 
     Args:
@@ -27,9 +35,10 @@ def accumulate(qx: np.ndarray, zx: np.ndarray, qw: np.ndarray, zw: np.ndarray) -
         zx: zero point of x: ``()``, or ``(M, 1)`` for one a row.
         qw: (N, K) int8 or uint8.
         zw: zero point of w: ``()``, or ``(N,)`` for one a channel.
+        matmul: multiplies the raw integers, (M, K) by int8 (K, N), to int32 (M, N).
 
     Returns:
-        (M, N) int32, exact.
+        (M, N) int32, as exact as `matmul`: the corrections are exact.
 
     Raises:
         ValueError: K so large that the sum could leave int32.
@@ -37,7 +46,7 @@ def accumulate(qx: np.ndarray, zx: np.ndarray, qw: np.ndarray, zw: np.ndarray) -
     if qw.dtype == np.uint8:  # the kernels take a signed weight: shift the integers and their zero point alike
         qw, zw = (qw.astype(np.int16) - 128).astype(np.int8), zw - 128
     _check_room(qx, zx, qw, zw)
-    acc = int8_matmul(qx, qw.T)  # (M, K) @ (K, N) -> (M, N)
+    acc = matmul(qx, qw.T)  # (M, K) @ (K, N) -> (M, N)
     # Each term alone may wrap around int32; their sum does not, and arithmetic modulo 2^32 is exact for it.
     acc = acc - zx * qw.sum(axis=1, dtype=np.int32)
     if np.any(zw):

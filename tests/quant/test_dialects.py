@@ -222,6 +222,6 @@ def test_which_fake_quantizers_the_presets_make():
 
 def test_unknown_dialects():
     with pytest.raises(
-        ValueError, match="backend: expected one of reference, fbgemm, x86, qnnpack, onednn; got 'tflite'"
+        ValueError, match="backend: expected one of reference, fbgemm, x86, fbgemm_avx2, qnnpack, onednn; got 'tflite'"
     ):
         get_dialect("tflite")

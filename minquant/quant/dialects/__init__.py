@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from .base import Dialect
 from .fbgemm import FBGEMM
+from .fbgemm_avx2 import FBGEMMWithoutVNNI
 from .fused_fake_quant import FusedMovingAvgObsFakeQuantize
 from .onednn import ONEDNN
 from .qnnpack import QNNPACK
@@ -21,6 +22,7 @@ _DIALECTS: dict[str, Dialect] = {
     "reference": Reference(),
     "fbgemm": FBGEMM(),
     "x86": FBGEMM(),
+    "fbgemm_avx2": FBGEMMWithoutVNNI(),
     "qnnpack": QNNPACK(),
     "onednn": ONEDNN(),
 }

@@ -114,4 +114,8 @@ class Dialect(ABC):
         self, qx: np.ndarray, x_scale: np.ndarray, zx: np.ndarray, qw: np.ndarray, w_grid: QParams, bias: np.ndarray
     ) -> np.ndarray:
         """Integers (M, K) and (N, K) -> float32 output (M, N), bias included."""
-        return self.rescale(accumulate(qx, zx, qw, w_grid.zero_point), x_scale, w_grid.scale, bias)
+        return self.rescale(self.accumulate(qx, zx, qw, w_grid.zero_point), x_scale, w_grid.scale, bias)
+
+    def accumulate(self, qx: np.ndarray, zx: np.ndarray, qw: np.ndarray, zw: np.ndarray) -> np.ndarray:
+        """Integers (M, K) and (N, K) -> ``Σ (qx - zx)(qw - zw)``, (M, N) int32: exact, as processors with VNNI add."""
+        return accumulate(qx, zx, qw, zw)

@@ -12,7 +12,6 @@ from minquant.tensor import Tensor
 from ..fma import fma
 from ..grid import float_array, refuse_nan
 from ..histogram import HistogramObserver
-from ..integer import accumulate
 from ..observers import (
     MinMaxObserver,
     MovingAverageMinMaxObserver,
@@ -106,9 +105,9 @@ class TorchDialect(Dialect):
         """int32 accumulator -> integers on the output's grid, bias and (fused) relu included."""
 
     def linear(self, x: QTensor, weight: QTensor, bias: np.ndarray, output: QParams, relu: bool) -> QTensor:
-        """Accumulate exactly, then requantize in this engine's own way."""
+        """Accumulate, then requantize in this engine's own way."""
         rows = x.int_repr().reshape(-1, x.shape[-1])
-        acc = accumulate(rows, x.qparams.zero_point, weight.int_repr(), weight.qparams.zero_point)
+        acc = self.accumulate(rows, x.qparams.zero_point, weight.int_repr(), weight.qparams.zero_point)
         q = self.requantize(acc, x.qparams.scale, weight.qparams.scale, bias, output, relu)
         return QTensor(q.reshape(*x.shape[:-1], len(weight)), output)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from minquant import functional as F  # noqa: N812 (torch's name)
-from minquant.functional.conv import check_groups, padding_of
+from minquant.functional.geometry import Geometry, check_groups
 from minquant.functional.windows import Sizes, check_axes, per_axis
 from minquant.nn import init
 from minquant.nn.module import Module, Parameter
@@ -39,14 +39,19 @@ class _Conv(Module):
         check_groups(name, groups, in_channels=in_channels, out_channels=out_channels)
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_size = per_axis(kernel_size, self.axes, 1, f"{name}: kernel_size")
-        self.stride = per_axis(stride, self.axes, 1, f"{name}: stride")
-        self.dilation = per_axis(dilation, self.axes, 1, f"{name}: dilation")
-        pads = padding_of(padding, self.kernel_size, self.stride, self.dilation, name)
-        self.padding = padding if isinstance(padding, str) else tuple(before for before, _ in pads)
+        geometry = Geometry.of(name, self.kernel_size, stride, padding, dilation, groups)
+        self.stride, self.dilation = geometry.stride, geometry.dilation
+        self.padding = padding if isinstance(padding, str) else tuple(before for before, _ in geometry.padding)
         shape = (out_channels, in_channels // groups, *self.kernel_size)
         self.weight = Parameter(np.empty(shape, np.float32))
         self.register_parameter("bias", Parameter(np.empty(out_channels, np.float32)) if bias else None)
         self.reset_parameters()
+
+    @property
+    def geometry(self) -> Geometry:
+        """How the kernel slides."""
+        name = type(self).__name__
+        return Geometry.of(name, self.kernel_size, self.stride, self.padding, self.dilation, self.groups)
 
     def reset_parameters(self) -> None:
         """Draw new initial values."""

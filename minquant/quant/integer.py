@@ -1,4 +1,4 @@
-"""The integer heart of a quantized Linear: ``acc = Σₖ (qx - zx)(qw - zw)``, exact in int32.
+"""The integer heart of a quantized Linear or Conv: ``acc = Σₖ (qx - zx)(qw - zw)``, exact in int32.
 
 A matmul instruction multiplies the integers as they are, so the zero points are taken out by algebra
 (Jacob et al. 2018, arXiv:1712.05877, equation 7):
@@ -14,9 +14,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from minquant.functional.geometry import Geometry
 from minquant.kernels import int8_matmul
 
-__all__ = ["accumulate"]
+__all__ = ["accumulate", "accumulate_conv"]
 
 INT32_MAX = 2**31 - 1
 
@@ -26,7 +27,7 @@ def accumulate(
     zx: np.ndarray,
     qw: np.ndarray,
     zw: np.ndarray,
-    matmul: Callable[[np.ndarray, np.ndarray], np.ndarray] = int8_matmul,
+    matmul: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
 ) -> np.ndarray:
     """``acc[m, n] = Σₖ (qx[m, k] - zx)(qw[n, k] - zw)``.
 
@@ -35,7 +36,7 @@ def accumulate(
         zx: zero point of x: ``()``, or ``(M, 1)`` for one a row.
         qw: (N, K) int8 or uint8.
         zw: zero point of w: ``()``, or ``(N,)`` for one a channel.
-        matmul: multiplies the raw integers, (M, K) by int8 (K, N), to int32 (M, N).
+        matmul: multiplies the raw integers, (M, K) by int8 (K, N), to int32 (M, N); `int8_matmul` if left out.
 
     Returns:
         (M, N) int32, as exact as `matmul`: the corrections are exact.
@@ -46,12 +47,37 @@ def accumulate(
     if qw.dtype == np.uint8:  # the kernels take a signed weight: shift the integers and their zero point alike
         qw, zw = (qw.astype(np.int16) - 128).astype(np.int8), zw - 128
     _check_room(qx, zx, qw, zw)
-    acc = matmul(qx, qw.T)  # (M, K) @ (K, N) -> (M, N)
+    acc = (matmul or int8_matmul)(qx, qw.T)  # (M, K) @ (K, N) -> (M, N)
     # Each term alone may wrap around int32; their sum does not, and arithmetic modulo 2^32 is exact for it.
     acc = acc - zx * qw.sum(axis=1, dtype=np.int32)
     if np.any(zw):
         acc -= zw * (qx.sum(axis=1, dtype=np.int32, keepdims=True) - qx.shape[1] * zx)
     return acc
+
+
+def accumulate_conv(qx: np.ndarray, zx: np.ndarray, qw: np.ndarray, zw: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """The sum of `accumulate` over what each output of a convolution sees.
+
+    The padding holds the integer zx, which is real 0, so that it contributes nothing.
+
+    Args:
+        qx: (N, C, *size) int8 or uint8.
+        zx: zero point of x: ``()``.
+        qw: (M, C/groups, *kernel) int8 or uint8.
+        zw: zero point of w: ``()``, or ``(M,)`` for one a channel.
+        geometry: how the kernel slides.
+        sums: `accumulate`, or an engine's own.
+
+    Returns:
+        (R, M) int32, as exact as `sums`: a row for each place (see `Geometry.images`).
+
+    Raises:
+        ValueError: a window so large that the sum could leave int32.
+    """
+    columns, filters = geometry.columns(qx, int(zx)), geometry.filters(qw)  # (G, R, K), (G, M/G, K)
+    per_group = np.broadcast_to(zw, len(qw)).reshape(geometry.groups, -1)  # (G, M/G)
+    parts = [sums(c, zx, f, z) for c, f, z in zip(columns, filters, per_group, strict=True)]
+    return np.concatenate(parts, axis=1)
 
 
 def _check_room(qx: np.ndarray, zx: np.ndarray, qw: np.ndarray, zw: np.ndarray) -> None:

@@ -281,7 +281,7 @@ def test_other_grids_that_do_not_fit():
         STATIC(QTensor(np.ones((2, 3), int), per_row))
     with pytest.raises(ValueError, match=r"expected a bias of shape \(3,\), got \(2,\)"):
         QuantizedLinear(WEIGHT, np.ones(2, F32), OUTPUT, "reference")
-    with pytest.raises(ValueError, match="expected one of reference, fbgemm, x86, qnnpack, onednn; got 'fbgem'"):
+    with pytest.raises(ValueError, match="expected one of reference, fbgemm, .*; got 'fbgem'"):
         QuantizedLinear(WEIGHT, None, OUTPUT, "fbgem")
 
 

@@ -1,8 +1,11 @@
 """What an engine has to say for itself: the rules that differ from one to the next.
 
-All engines run a quantized Linear in the same three steps, and only the first and the last differ:
+All engines run a quantized Linear or Conv in the same three steps, and only the first and the last differ:
 
-    quantize x  →  exact int32 matmul (`minquant.quant.integer`)  →  rescale to float, or requantize to integers
+    quantize x  →  exact int32 sums (`minquant.quant.integer`)  →  rescale to float, or requantize to integers
+
+Other operations on quantized tensors are done in real values, ``quantize(f(dequantize(x), …))``, unless an engine has
+a way of its own.
 
 A dialect is a class with those rules as small functions of NumPy arrays, each standing once.
 """
@@ -10,14 +13,16 @@ A dialect is a class with those rules as small functions of NumPy arrays, each s
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from minquant import functional
+from minquant.functional.geometry import Geometry
 from minquant.tensor import Tensor
 
-from ..integer import accumulate
+from ..integer import accumulate, accumulate_conv
 from ..qtensor import QTensor
 from ..spec import PerGroup, QParams, QSpec
 
@@ -30,6 +35,9 @@ class Dialect(ABC):
     """One engine's way to quantize, rescale and requantize."""
 
     name: str
+
+    pooling_keeps_the_grid = False
+    """Whether average pooling writes to its input's grid, so that its output needs no observer."""
 
     @abstractmethod
     def quantize(self, x: np.ndarray | Tensor, qparams: QParams) -> QTensor:
@@ -46,6 +54,18 @@ class Dialect(ABC):
     @abstractmethod
     def rescale(self, acc: np.ndarray, x_scale: np.ndarray, w_scale: np.ndarray, bias: np.ndarray) -> np.ndarray:
         """int32 accumulator -> float32 output, bias included."""
+
+    @abstractmethod
+    def requantize(
+        self,
+        acc: np.ndarray,
+        x_scale: np.ndarray,
+        w_scale: np.ndarray,
+        bias: np.ndarray,
+        output: QParams,
+        relu: bool,
+    ) -> np.ndarray:
+        """int32 accumulator (R, N) -> integers (R, N) on the output's grid, bias and (fused) relu included."""
 
     @abstractmethod
     def linear(self, x: QTensor, weight: QTensor, bias: np.ndarray, output: QParams, relu: bool) -> QTensor:
@@ -65,6 +85,10 @@ class Dialect(ABC):
     @abstractmethod
     def qat_linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Linear in quantization-aware training, from fake-quantized x and weight."""
+
+    @abstractmethod
+    def qat_conv(self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+        """Conv (N, C, *size) in quantization-aware training, from fake-quantized x and weight."""
 
     # ---- presets -----------------------------------------------------------------------------------------------------
 
@@ -119,3 +143,101 @@ class Dialect(ABC):
     def accumulate(self, qx: np.ndarray, zx: np.ndarray, qw: np.ndarray, zw: np.ndarray) -> np.ndarray:
         """Integers (M, K) and (N, K) -> ``Σ (qx - zx)(qw - zw)``, (M, N) int32: exact, as processors with VNNI add."""
         return accumulate(qx, zx, qw, zw)
+
+    # ---- convolution -------------------------------------------------------------------------------------------------
+
+    def conv(
+        self, x: QTensor, weight: QTensor, bias: np.ndarray, output: QParams, relu: bool, geometry: Geometry
+    ) -> QTensor:
+        """Static quantized Conv: integers in, integers out.
+
+        Args:
+            x: (N, C, *size), one scale.
+            weight: (M, C/groups, *kernel), one scale or one an output channel.
+            bias: (M,) float32.
+            output: grid of the result.
+            relu: whether a relu is fused in.
+            geometry: how the kernel slides.
+
+        Returns:
+            QTensor (N, M, *places) on the grid `output`.
+        """
+        x_grid, w_grid = x.qparams, weight.qparams
+        qx, qw = x.int_repr(), weight.int_repr()
+        acc = accumulate_conv(qx, x_grid.zero_point, qw, w_grid.zero_point, geometry, self.accumulate)
+        q = self.requantize(acc, x_grid.scale, w_grid.scale, bias, output, relu)
+        return QTensor(geometry.images(q, x.shape), output)
+
+    def dynamic_conv(
+        self, x: np.ndarray, weight: QTensor, bias: np.ndarray, relu: bool, spec: QSpec, geometry: Geometry
+    ) -> np.ndarray:
+        """Dynamic quantized Conv: float32 in, float32 out, integers in between.
+
+        Args:
+            x: (N, C, *size) float32; its grid is chosen from its own range.
+            weight: (M, C/groups, *kernel).
+            bias: (M,) float32.
+            relu: whether a relu follows.
+            spec: the kind of grid for x, per tensor.
+            geometry: how the kernel slides.
+
+        Returns:
+            (N, M, *places) float32.
+        """
+        qx, x_scale, zx = self.quantize_at_run_time(x, spec)
+        qw, zw = weight.int_repr(), weight.qparams.zero_point
+        acc = accumulate_conv(qx, zx, qw, zw, geometry, self.accumulate)
+        y = self.rescale(acc, x_scale, weight.qparams.scale, bias)
+        return geometry.images(np.maximum(y, np.float32(0)) if relu else y, x.shape)
+
+    # ---- other operations on quantized tensors -----------------------------------------------------------------------
+
+    def in_real_values(self, function: Callable[..., Tensor], operands: Sequence[QTensor], output: QParams) -> QTensor:
+        """``quantize(function(dequantized operands))``: the plain rule for whatever has no integer form of its own."""
+        return self.quantize(function(*(Tensor(x.dequantize()) for x in operands)), output)
+
+    def add(self, a: QTensor, b: QTensor, output: QParams, relu: bool) -> QTensor:
+        """``a + b``, each with a scale of its own; then relu."""
+        return self.in_real_values(lambda x, y: _relu_if(relu, x + y), (a, b), output)
+
+    def mul(self, a: QTensor, b: QTensor, output: QParams, relu: bool) -> QTensor:
+        """``a · b``; then relu."""
+        return self.in_real_values(lambda x, y: _relu_if(relu, x * y), (a, b), output)
+
+    def add_scalar(self, a: QTensor, c: float, output: QParams) -> QTensor:
+        """``a + c`` of a real number c."""
+        return self.in_real_values(lambda x: x + c, (a,), output)
+
+    def mul_scalar(self, a: QTensor, c: float, output: QParams) -> QTensor:
+        """``a · c`` of a real number c."""
+        return self.in_real_values(lambda x: x * c, (a,), output)
+
+    def matmul(self, a: QTensor, b: QTensor, output: QParams) -> QTensor:
+        """``a @ b`` of two activations."""
+        return self.in_real_values(functional.matmul, (a, b), output)
+
+    def cat(self, operands: Sequence[QTensor], dim: int, output: QParams) -> QTensor:
+        """The operands along one axis, all brought to one grid."""
+        return self.in_real_values(lambda *xs: functional.cat(xs, dim), operands, output)
+
+    def avg_pool2d(
+        self, x: QTensor, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], output: QParams
+    ) -> QTensor:
+        """The mean of each window, the real zeros of the padding counted."""
+        return self.in_real_values(lambda y: functional.avg_pool2d(y, kernel, stride, padding), (x,), output)
+
+    def sigmoid(self, x: QTensor, output: QParams) -> QTensor:
+        """``1 / (1 + e⁻ˣ)``."""
+        return self.in_real_values(functional.sigmoid, (x,), output)
+
+    def tanh(self, x: QTensor, output: QParams) -> QTensor:
+        """The hyperbolic tangent."""
+        return self.in_real_values(functional.tanh, (x,), output)
+
+    def softmax(self, x: QTensor, dim: int, output: QParams) -> QTensor:
+        """``exp(x) / Σ exp(x)`` along dim."""
+        return self.in_real_values(lambda y: functional.softmax(y, dim), (x,), output)
+
+
+def _relu_if(relu: bool, x: Tensor) -> Tensor:
+    return functional.relu(x) if relu else x

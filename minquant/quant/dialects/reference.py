@@ -1,12 +1,12 @@
 """``"reference"``, minquant's own dialect: the one plain rule of `minquant.quant.grid`, in training and after it.
 
-A Linear computes, in float32 and in this order, with groups g of K in ascending order (one group unless the
-weight is quantized per group) and nothing fused:
+A Linear or Conv computes, in float32 and in this order, with groups g of K in ascending order (one group unless the
+weight of a Linear is quantized per group) and nothing fused:
 
     ``acc_g = Σₖ (qx - zx)(qw - zw)`` exact  →  ``y = Σ_g f(f(acc_g)·f(sx·sw_g))``  →  ``+ bias``  →  relu  →  quantize
 
 Quantization-aware training runs this same arithmetic forward, so that a trained model and the converted one
-agree to the last bit; only its gradient is that of the float Linear.
+agree to the last bit; only its gradient is that of the float layer.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from collections.abc import Iterator
 import numpy as np
 
 from minquant import functional
+from minquant.functional.conv import Conv
+from minquant.functional.geometry import Geometry
 from minquant.tensor import Function, Tensor
 
 from .. import grid
 from ..fake_quant import FakeQuantize, WeightFakeQuantize
 from ..histogram import HistogramObserver
-from ..integer import accumulate
+from ..integer import accumulate, accumulate_conv
 from ..observers import MinMaxObserver, PerChannelMinMaxObserver
 from ..qtensor import QTensor, quantize
 from ..spec import PerGroup, QParams, QSpec
@@ -89,6 +91,19 @@ class Reference(Dialect):
             y += acc.astype(np.float32) * (x_scale * w_scale)
         return y + bias
 
+    def requantize(
+        self,
+        acc: np.ndarray,
+        x_scale: np.ndarray,
+        w_scale: np.ndarray,
+        bias: np.ndarray,
+        output: QParams,
+        relu: bool,
+    ) -> np.ndarray:
+        """Rescale to real values, relu, and quantize to the output's grid like any other real value."""
+        y = self.rescale(acc, x_scale, w_scale, bias)
+        return grid.to_integers(np.maximum(y, np.float32(0)) if relu else y, output)
+
     def linear(self, x: QTensor, weight: QTensor, bias: np.ndarray, output: QParams, relu: bool) -> QTensor:
         """Rescale to real values, relu, and quantize to the output's grid like any other real value."""
         rows = x.int_repr().reshape(-1, x.shape[-1])
@@ -108,6 +123,13 @@ class Reference(Dialect):
         return IntegerLinear.apply(
             x, weight, zeros if bias is None else bias, x_grid=x.qparams, w_grid=weight.qparams, dialect=self
         )
+
+    def qat_conv(self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+        """The integer arithmetic forward, the float convolution's gradient backward."""
+        inputs = (x, weight, *(() if bias is None else (bias,)))
+        if x.qparams is None or weight.qparams is None:
+            return Conv.apply(*inputs, geometry=geometry)
+        return IntegerConv.apply(*inputs, geometry=geometry, x_grid=x.qparams, w_grid=weight.qparams, dialect=self)
 
 
 def groups(w_grid: QParams) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
@@ -141,3 +163,26 @@ class IntegerLinear(Function):
         x, weight = self.saved
         rows, grad_rows = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
         return grad @ weight, grad_rows.T @ rows, grad_rows.sum(axis=0)
+
+
+class IntegerConv(Conv):
+    """``y = x̂ * ŵ + b``, computed on the integers behind x̂ and ŵ; the gradient is `Conv`'s."""
+
+    def forward(  # type: ignore[override]
+        self,
+        x: np.ndarray,
+        weight: np.ndarray,
+        bias: np.ndarray | None = None,
+        *,
+        geometry: Geometry,
+        x_grid: QParams,
+        w_grid: QParams,
+        dialect: Reference,
+    ) -> np.ndarray:
+        self.save(x, weight)
+        self.geometry, self.has_bias = geometry, bias is not None
+        qx, qw = grid.to_integers(x, x_grid), grid.to_integers(weight, w_grid)
+        acc = accumulate_conv(qx, x_grid.zero_point, qw, w_grid.zero_point, geometry)
+        zeros = np.zeros(len(weight), np.float32)
+        y = dialect.rescale(acc, x_grid.scale, w_grid.scale, zeros if bias is None else bias)
+        return geometry.images(y, x.shape)

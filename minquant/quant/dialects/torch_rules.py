@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-
 import numpy as np
 
 from minquant import functional
+from minquant.functional.conv import Conv
+from minquant.functional.geometry import Geometry
 from minquant.tensor import Tensor
 
 from ..fma import fma
@@ -39,6 +39,8 @@ class TorchDialect(Dialect):
 
     reduce_range = False
     """Whether the presets leave one bit of the activations unused."""
+
+    pooling_keeps_the_grid = True
 
     per_channel_weight = True
     """Whether the presets give each output channel of a weight its own scale."""
@@ -92,18 +94,6 @@ class TorchDialect(Dialect):
         grid = np.asarray(scale, np.float32), np.asarray(zero_point, np.int32)
         return np.clip(quantize_codes(x, *grid), 0, 255).astype(np.uint8), *grid
 
-    @abstractmethod
-    def requantize(
-        self,
-        acc: np.ndarray,
-        x_scale: np.ndarray,
-        w_scale: np.ndarray,
-        bias: np.ndarray,
-        output: QParams,
-        relu: bool,
-    ) -> np.ndarray:
-        """int32 accumulator -> integers on the output's grid, bias and (fused) relu included."""
-
     def linear(self, x: QTensor, weight: QTensor, bias: np.ndarray, output: QParams, relu: bool) -> QTensor:
         """Accumulate, then requantize in this engine's own way."""
         rows = x.int_repr().reshape(-1, x.shape[-1])
@@ -114,6 +104,10 @@ class TorchDialect(Dialect):
     def qat_linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Torch simulates in float: the ordinary Linear of fake-quantized operands."""
         return functional.linear(x, weight, bias)
+
+    def qat_conv(self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+        """Torch simulates in float: the ordinary convolution of fake-quantized operands."""
+        return Conv.apply(x, weight, *(() if bias is None else (bias,)), geometry=geometry)
 
 
 def quantize_codes(x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray) -> np.ndarray:

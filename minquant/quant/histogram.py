@@ -23,13 +23,13 @@ Source: torch.ao.quantization.observer.HistogramObserver, torch 2.13.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import reduce
 from itertools import islice
 
 import numpy as np
 
 from minquant.tensor import Tensor
 
+from .cascade import cascade_sum
 from .fma import fma
 from .observers import Observer
 from .spec import PerTensor
@@ -277,44 +277,3 @@ def cell_of(x: np.ndarray, cell: np.ndarray) -> np.ndarray:
 def stretch(begin: np.ndarray, end: np.ndarray) -> np.ndarray:
     """``∫ t² dt = (end³ - begin³) / 3``."""
     return (end * end * end - begin * begin * begin) / F32(3)
-
-
-# ---- torch's float32 sum -----------------------------------------------------------------------------------
-
-LANES, INTERLEAVE, LEVELS = 8, 4, 4
-
-
-def cascade_sum(x: np.ndarray) -> np.ndarray:
-    """Float32 sum over the first axis, in torch's order of additions.
-
-    The values are read as rows of 4 vectors of 8 lanes, ``(n, …) -> (n / 32, 4, 8, …)``. The rows are summed
-    by `cascade`, then the 4 vectors (after those that filled no row), then the 8 lanes (after the values that
-    filled no vector). Source: torch.sum on a contiguous float32 tensor, torch 2.13.
-    """
-    lanes = LANES if len(x) >= LANES else 1
-    vectors = x[: len(x) // lanes * lanes].reshape(-1, lanes, *x.shape[1:])
-    rows = vectors[: len(vectors) // INTERLEAVE * INTERLEAVE].reshape(-1, INTERLEAVE, *vectors.shape[1:])
-    first, *others = cascade(rows)
-    in_vectors = running_sum([first, *vectors[INTERLEAVE * len(rows) :], *others])
-    return running_sum([np.zeros_like(in_vectors[0]), *x[lanes * len(vectors) :], *in_vectors])
-
-
-def cascade(rows: np.ndarray) -> np.ndarray:
-    """Sum over the first axis by blocks of 16 rows, then 16 blocks, and so on: rounding errors stay small.
-
-    Rows, blocks … that fill no block of the next level are summed by themselves and join at the end.
-    """
-    step = 1 << max(4, (len(rows) - 1).bit_length() // LEVELS)
-    zero = np.zeros_like(rows, shape=rows.shape[1:])
-    sums = []
-    for _ in range(LEVELS - 1):
-        blocks = len(rows) // step
-        sums.append(running_sum([zero, *rows[blocks * step :]]))
-        in_blocks = rows[: blocks * step].reshape(blocks, step, *zero.shape)
-        rows = running_sum(list(in_blocks.swapaxes(0, 1)))
-    return running_sum([*sums, running_sum([zero, *rows])])
-
-
-def running_sum(terms: list[np.ndarray]) -> np.ndarray:
-    """``((t₀ + t₁) + t₂) + …``, each addition rounded by itself."""
-    return reduce(np.add, terms)

@@ -37,6 +37,8 @@ def channel_sum(x: np.ndarray, axis: int) -> np.ndarray:
     `column_sum`). Source: torch.sum(x, dim=all but axis), torch 2.13.
     """
     axis, channels = axis % x.ndim, x.shape[axis]
+    if not x.size:
+        return np.zeros(channels, x.dtype)
     blocks = x.reshape(math.prod(x.shape[:axis]), channels, math.prod(x.shape[axis + 1 :]))  # (before, C, after)
     if channels == 1:
         return cascade_sum(blocks.reshape(-1))[np.newaxis]

@@ -1,7 +1,8 @@
 """The conformance suite's machinery: a check, how both sides are compared, and what is kept of a failure.
 
-The checks themselves are in `minquant.crosscheck.checks`. A check draws seeded inputs and yields, for each of them,
-the inputs and what both sides made of them; everything that is counted is counted here, and nowhere else.
+The checks themselves are in `minquant.crosscheck.checks`. A check is three functions: one draws seeded inputs, one asks
+minquant and one asks the oracle. What both answer is compared and counted here, and nowhere else; and since the inputs
+are flat arrays and numbers, `tests/golden` can record them together with the oracle's answers.
 """
 
 from __future__ import annotations
@@ -15,11 +16,25 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Case", "Check", "Failure", "Result", "difference", "differing", "reproducer", "run_check", "select"]
+__all__ = [
+    "Check",
+    "Failure",
+    "Inputs",
+    "Outputs",
+    "Result",
+    "difference",
+    "differing",
+    "generator",
+    "reproducer",
+    "run_check",
+    "select",
+]
+
+Inputs = Mapping[str, Any]
+"""By name: NumPy arrays, numbers, bools, strings, None, or tuples of those; nothing that needs torch to be read."""
 
 Outputs = np.ndarray | Mapping[str, np.ndarray]
-Case = tuple[Mapping[str, Any], Any, Any]
-"""Inputs by name, minquant's outputs, the oracle's: one array each, or arrays by name."""
+"""One array, or arrays by name."""
 
 SHOWN = 8
 
@@ -30,15 +45,20 @@ class Check:
 
     Args:
         name: ``"subject/rule variant"``.
-        oracle: the function of torch or torchao, by its full name first.
-        run: ``run(rng, quick)`` yields cases; fewer when `quick`.
+        oracle: the peer's function by its full name, its package first: "torch.…", "torchao.…", "onnx.…".
+        draw: ``draw(rng, quick)`` yields inputs, the small ones first; fewer when `quick`. It imports torch only where
+            torch itself must make an input, such as a trained state.
+        ours: minquant's outputs for inputs; never imports torch.
+        theirs: the oracle's outputs, under the same names; imports the oracle's package.
         bound: largest difference allowed between two values; 0 means that they must be equal.
         engine: the engine that torch must have been built with, if any.
     """
 
     name: str
     oracle: str
-    run: Callable[[np.random.Generator, bool], Iterator[Case]]
+    draw: Callable[[np.random.Generator, bool], Iterator[Inputs]]
+    ours: Callable[[Inputs], Outputs]
+    theirs: Callable[[Inputs], Outputs]
     bound: float = 0.0
     engine: str = ""
 
@@ -58,7 +78,7 @@ class Failure:
     """The first case in which the sides differ by more than the bound."""
 
     case: int
-    inputs: Mapping[str, Any]
+    inputs: Inputs
     output: str
     ours: np.ndarray
     theirs: np.ndarray
@@ -82,7 +102,7 @@ class Result:
         """Whether something was compared and nothing differed by more than the bound."""
         return self.elements > 0 and not self.mismatches and not self.error
 
-    def add(self, inputs: Mapping[str, Any], ours: Outputs, theirs: Outputs) -> None:
+    def add(self, inputs: Inputs, ours: Outputs, theirs: Outputs) -> None:
         """Counts one case.
 
         Raises:
@@ -155,13 +175,17 @@ def select(checks: Iterable[Check], pattern: str | None) -> list[Check]:
     return chosen
 
 
+def generator(check: Check, seed: int) -> np.random.Generator:
+    """Of a check's inputs; it follows from the seed and the check's name alone, so that one can be run by itself."""
+    return np.random.default_rng([seed, zlib.crc32(check.name.encode())])
+
+
 def run_check(check: Check, seed: int, quick: bool) -> Result:
-    """Runs one check. Its inputs follow from the seed and its name alone, so that it can be run by itself."""
+    """Draws a check's inputs, asks both sides, and counts."""
     result = Result(check)
-    rng = np.random.default_rng([seed, zlib.crc32(check.name.encode())])
     try:
-        for inputs, ours, theirs in check.run(rng, quick):
-            result.add(inputs, ours, theirs)
+        for inputs in check.draw(generator(check, seed), quick):
+            result.add(inputs, check.ours(inputs), check.theirs(inputs))
     except Exception as error:  # one check that breaks must not hide the others; it fails, and says why
         result.error = f"{type(error).__name__}: {error}"
     return result

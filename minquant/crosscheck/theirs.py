@@ -8,7 +8,16 @@ import numpy as np
 import torch
 import torch.ao.quantization as tq
 
-__all__ = ["dynamic_flow", "dynamic_linear", "fused_steps", "qat_flow", "static_flow", "static_linear", "tensor"]
+__all__ = [
+    "dynamic_flow",
+    "dynamic_linear",
+    "fused_steps",
+    "qat_flow",
+    "qat_state",
+    "static_flow",
+    "static_linear",
+    "tensor",
+]
 
 Case = dict[str, np.ndarray]
 
@@ -138,15 +147,17 @@ def observed_state(prepared: Any) -> Case:
     return {name: value.numpy().copy() for name, value in prepared.state_dict().items() if name.endswith(wanted)}
 
 
-def qat_flow(engine: str, data: Case, steps: int = 3) -> tuple[Case, Case]:
-    """prepare_qat, a few steps of training, convert, run.
+def qat_state(engine: str, data: Case, steps: int = 3) -> Case:
+    """prepare_qat and a few steps of training: the trained weights and the observed ranges."""
+    return observed_state(_trained_qat(engine, data, steps, lr=0.05)[0])
 
-    Returns:
-        The trained weights and observed ranges, and every integer and every grid that they convert to.
-    """
-    prepared, _ = _trained_qat(engine, data, steps, lr=0.05)
-    state = observed_state(prepared)
-    return state, _describe_static(tq.convert(prepared.eval()), data)
+
+def qat_flow(engine: str, data: Case, state: Case) -> Case:
+    """The weights and ranges of `qat_state`, converted and run: every integer and every grid."""
+    prepared = _prepared_qat(engine, data)
+    prepared(tensor(data["x"]))  # gives the buffers of each channel their shape
+    prepared.load_state_dict({name: tensor(value) for name, value in state.items()}, strict=False)
+    return _describe_static(tq.convert(prepared.eval()), data)
 
 
 def qat_losses(engine: str, data: Case, steps: int, lr: float) -> list[float]:
@@ -154,11 +165,15 @@ def qat_losses(engine: str, data: Case, steps: int, lr: float) -> list[float]:
     return _trained_qat(engine, data, steps, lr)[1]
 
 
-def _trained_qat(engine: str, data: Case, steps: int, lr: float) -> tuple[Any, list[float]]:
+def _prepared_qat(engine: str, data: Case) -> Any:
     torch.backends.quantized.engine = engine
     model = tq.QuantWrapper(float_model(data)).train()
     model.qconfig = tq.get_default_qat_qconfig(engine)
-    prepared = tq.prepare_qat(model)
+    return tq.prepare_qat(model)
+
+
+def _trained_qat(engine: str, data: Case, steps: int, lr: float) -> tuple[Any, list[float]]:
+    prepared = _prepared_qat(engine, data)
     optimizer = torch.optim.SGD(prepared.parameters(), lr=lr)
     losses = []
     for _ in range(steps):

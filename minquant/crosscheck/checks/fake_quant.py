@@ -14,53 +14,81 @@ from minquant.quant import FakeQuantize
 
 from .. import ours
 from ..inputs import draw_fused
-from ..suite import Case, Check
+from ..suite import Check, Inputs
 
 __all__ = ["CHECKS"]
 
 SCHEMES = ("per_tensor_affine", "per_tensor_symmetric", "per_channel_affine", "per_channel_symmetric")
 
 
-def _draw(scheme: str, rng: np.random.Generator) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
-    while True:
+def _draw(scheme: str, rng: np.random.Generator, quick: bool) -> Iterator[Inputs]:
+    """Options, three batches, and the gradient that comes in."""
+    count = 30 if quick else 600
+    while count:
         options, batches, gradient = draw_fused(rng)
         if options["qscheme"] == scheme:
-            return options, batches, gradient
+            count -= 1
+            yield {**options, "batches": batches, "gradient": gradient}
 
 
-def _fused(scheme: str, rng: np.random.Generator, quick: bool) -> Iterator[Case]:
-    """Output, gradient, moving range and grid after each of three steps."""
+def _options(inputs: Inputs) -> dict[str, Any]:
+    return {name: value for name, value in inputs.items() if name not in ("batches", "gradient")}
+
+
+# ---- fused: output, gradient, moving range and grid after each step --------------------------------------------------
+
+
+def _fused(side: Any, inputs: Inputs) -> dict[str, np.ndarray]:
+    steps = side.fused_steps(_options(inputs), inputs["batches"], inputs["gradient"])
+    return {f"{name} {i}": value for i, state in enumerate(steps) for name, value in state.items()}
+
+
+def _their_fused(inputs: Inputs) -> dict[str, np.ndarray]:
     from .. import theirs
 
-    for _ in range(30 if quick else 600):
-        case = _draw(scheme, rng)
-        for step, (mine, other) in enumerate(zip(ours.fused_steps(*case), theirs.fused_steps(*case), strict=True)):
-            yield {**case[0], "step": step, "batches": case[1]}, mine, other
+    return _fused(theirs, inputs)
 
 
-def _plain(scheme: str, rng: np.random.Generator, quick: bool) -> Iterator[Case]:
-    """Output and moving range after each of three steps. The gradients differ by design."""
+# ---- plain: output and moving range after each step; the gradients differ by design ----------------------------------
+
+
+def _plain(fake_quantize: Any, wrap: Any, batches: np.ndarray) -> dict[str, np.ndarray]:
+    found = {}
+    for i, batch in enumerate(batches):
+        found[f"y {i}"] = np.array(fake_quantize(wrap(batch.copy())).data)
+        for end in ("min_val", "max_val"):
+            found[f"{end} {i}"] = np.array(getattr(fake_quantize.activation_post_process, end).data)
+    return found
+
+
+def _observer(scheme: str) -> str:
+    return "MovingAveragePerChannelMinMaxObserver" if "channel" in scheme else "MovingAverageMinMaxObserver"
+
+
+def _our_plain(scheme: str, inputs: Inputs) -> dict[str, np.ndarray]:
+    return _plain(FakeQuantize(getattr(quant, _observer(scheme)), **_options(inputs)), Tensor, inputs["batches"])
+
+
+def _their_plain(scheme: str, inputs: Inputs) -> dict[str, np.ndarray]:
     import torch
     import torch.ao.quantization as tq
 
-    name = "MovingAveragePerChannelMinMaxObserver" if "channel" in scheme else "MovingAverageMinMaxObserver"
-    for _ in range(30 if quick else 600):
-        options, batches, _ = _draw(scheme, rng)
-        named = options | {key: getattr(torch, options[key]) for key in ("dtype", "qscheme")}
-        mine = FakeQuantize(getattr(quant, name), **options)
-        other = tq.FakeQuantize(getattr(tq, name), **named)
-        for step, batch in enumerate(batches):
-            y: Any = mine(Tensor(batch.copy()))
-            expected = {"y": other(torch.from_numpy(batch.copy())).numpy()}
-            found = {"y": y.data}
-            for end in ("min_val", "max_val"):
-                found[end] = getattr(mine.activation_post_process, end).data.copy()
-                expected[end] = getattr(other.activation_post_process, end).numpy().copy()
-            yield {**options, "step": step, "batches": batches}, found, expected
+    options = _options(inputs)
+    options |= {name: getattr(torch, options[name]) for name in ("dtype", "qscheme")}
+    return _plain(tq.FakeQuantize(getattr(tq, _observer(scheme)), **options), torch.from_numpy, inputs["batches"])
 
 
 CHECKS = tuple(
-    Check(f"fake quantizer/{kind} {scheme.replace('_', ' ')}", f"torch.ao.quantization.{name}", partial(run, scheme))
-    for kind, name, run in (("plain", "FakeQuantize", _plain), ("fused", "FusedMovingAvgObsFakeQuantize", _fused))
+    Check(
+        f"fake quantizer/{kind} {scheme.replace('_', ' ')}",
+        f"torch.ao.quantization.{name}",
+        partial(_draw, scheme),
+        mine(scheme),
+        other(scheme),
+    )
+    for kind, name, mine, other in (
+        ("plain", "FakeQuantize", lambda s: partial(_our_plain, s), lambda s: partial(_their_plain, s)),
+        ("fused", "FusedMovingAvgObsFakeQuantize", lambda s: partial(_fused, ours), lambda s: _their_fused),
+    )
     for scheme in SCHEMES
 )

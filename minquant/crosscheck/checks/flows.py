@@ -2,49 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from .. import ours
 from ..inputs import ENGINES, flow_data
-from ..suite import Case, Check
+from ..suite import Check, Inputs
 
 __all__ = ["CHECKS"]
 
+TRAINED = "trained "
 
-def _flow(name: str, engine: str, rng: np.random.Generator, quick: bool) -> Iterator[Case]:
-    from .. import theirs
 
-    # calibration asks torch's histogram for four grids, which takes it seconds
-    few, many = (1, 4) if name == "static" else (4, 40)
+def _data(few: int, many: int, rng: np.random.Generator, quick: bool) -> Iterator[dict[str, Any]]:
     for _ in range(few if quick else many):
         seed = int(rng.integers(2**31))
-        data = flow_data(seed)
-        mine, other = (getattr(side, f"{name}_flow")(engine, data) for side in (ours, theirs))
-        yield {"flow_data seed": seed}, mine, other
+        yield {"flow_data seed": seed, **flow_data(seed)}
 
 
-def _qat(engine: str, rng: np.random.Generator, quick: bool) -> Iterator[Case]:
+def _trained(engine: str, rng: np.random.Generator, quick: bool) -> Iterator[Inputs]:
     """Torch trains; both sides convert what it trained. (Two trainings would part at the first tie.)"""
     from .. import theirs
 
-    for _ in range(3 if quick else 30):
-        seed = int(rng.integers(2**31))
-        data = flow_data(seed)
-        state, other = theirs.qat_flow(engine, data)
-        yield {"flow_data seed": seed}, ours.qat_flow(engine, data, state), other
+    for data in _data(3, 30, rng, quick):
+        yield data | {f"{TRAINED}{name}": value for name, value in theirs.qat_state(engine, data).items()}
 
 
-CHECKS = (
-    *(
-        Check(f"flow/{name} {engine}", f"torch.ao.quantization.{oracle}", partial(_flow, name, engine), engine=engine)
-        for name, oracle in (("static", "convert"), ("dynamic", "quantize_dynamic"))
-        for engine in ENGINES
-    ),
-    *(
-        Check(f"flow/qat {engine}", "torch.ao.quantization.convert", partial(_qat, engine), engine=engine)
-        for engine in ENGINES
-    ),
+def _flow(side: Any, name: str, engine: str, inputs: Inputs) -> dict[str, np.ndarray]:
+    if name == "qat":
+        state = {key.removeprefix(TRAINED): value for key, value in inputs.items() if key.startswith(TRAINED)}
+        return side.qat_flow(engine, inputs, state)
+    return getattr(side, f"{name}_flow")(engine, inputs)
+
+
+def _theirs(name: str, engine: str, inputs: Inputs) -> dict[str, np.ndarray]:
+    from .. import theirs
+
+    return _flow(theirs, name, engine, inputs)
+
+
+FLOWS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    # calibration asks torch's histogram for four grids, which takes it seconds
+    "static": ("convert", lambda engine: partial(_data, 1, 4)),
+    "dynamic": ("quantize_dynamic", lambda engine: partial(_data, 4, 40)),
+    "qat": ("convert", lambda engine: partial(_trained, engine)),
+}
+
+CHECKS = tuple(
+    Check(
+        f"flow/{name} {engine}",
+        f"torch.ao.quantization.{oracle}",
+        draw(engine),
+        partial(_flow, ours, name, engine),
+        partial(_theirs, name, engine),
+        engine=engine,
+    )
+    for name, (oracle, draw) in FLOWS.items()
+    for engine in ENGINES
 )

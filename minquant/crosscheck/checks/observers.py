@@ -12,8 +12,9 @@ import numpy as np
 import minquant.quant as quant
 from minquant.quant import histogram
 
+from ..flat import numbered, series
 from ..inputs import KINDS, values
-from ..suite import Case, Check
+from ..suite import Check, Inputs
 
 __all__ = ["CHECKS"]
 
@@ -24,34 +25,38 @@ MIN_MAX = (
     "PerChannelMinMaxObserver",
     "MovingAveragePerChannelMinMaxObserver",
 )
+RANGE, GRID = ("min_val", "max_val"), ("scale", "zero_point")
 
 
-def _both(name: str, arguments: dict[str, Any]) -> tuple[Any, Any]:
+def _steps(observer: Any, wrap: Any, inputs: Inputs, buffers: tuple[str, ...], grids: bool) -> dict[str, np.ndarray]:
+    """What an observer of either side remembers and answers after each batch."""
+    found: dict[str, np.ndarray] = {}
+    for i, x in enumerate(series(inputs, "x")):
+        with np.errstate(over="ignore"), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.inf detected in input tensor")
+            warnings.filterwarnings("ignore", "must run observer before calling calculate_qparams")
+            observer(wrap(x.copy()))
+            found |= {f"{name} {i}": np.array(getattr(observer, name).data) for name in buffers}
+            if grids:
+                found |= {f"{n} {i}": np.array(a) for n, a in zip(GRID, observer.calculate_qparams(), strict=True)}
+    return found
+
+
+def _ours(buffers: tuple[str, ...], grids: bool, inputs: Inputs) -> dict[str, np.ndarray]:
+    observer = getattr(quant, inputs["observer"])(**_options(inputs))
+    return _steps(observer, np.asarray, inputs, buffers, grids)
+
+
+def _theirs(buffers: tuple[str, ...], grids: bool, inputs: Inputs) -> dict[str, np.ndarray]:
     import torch
-    import torch.ao.quantization.observer as theirs
+    import torch.ao.quantization as tq
 
-    named = {k: getattr(torch, v) if isinstance(v, str) else v for k, v in arguments.items()}
-    return getattr(quant, name)(**arguments), getattr(theirs, name)(**named)
-
-
-def _watch(ours: Any, theirs: Any, x: np.ndarray) -> None:
-    import torch
-
-    with np.errstate(over="ignore"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.inf detected in input tensor")
-        ours(x)
-        theirs(torch.from_numpy(x.copy()))
+    options = {k: getattr(torch, v) if isinstance(v, str) else v for k, v in _options(inputs).items()}
+    return _steps(getattr(tq, inputs["observer"])(**options), torch.from_numpy, inputs, buffers, grids)
 
 
-def _remembered(ours: Any, theirs: Any, *names: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Buffers of both; copies, since the next batch changes them."""
-    return {n: getattr(ours, n).data.copy() for n in names}, {n: getattr(theirs, n).numpy().copy() for n in names}
-
-
-def _grids(ours: Any, theirs: Any) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    names = ("scale", "zero_point")
-    mine, other = ours.calculate_qparams(), theirs.calculate_qparams()
-    return dict(zip(names, mine, strict=True)), {n: a.numpy() for n, a in zip(names, other, strict=True)}
+def _options(inputs: Inputs) -> dict[str, Any]:
+    return {name: value for name, value in inputs.items() if name != "observer" and not name.startswith("x ")}
 
 
 def _arguments(rng: np.random.Generator, granularity: str, scheme: str) -> dict[str, Any]:
@@ -73,41 +78,32 @@ def _sprinkled(rng: np.random.Generator, x: np.ndarray) -> np.ndarray:
     return np.where(rng.random(x.shape) < 0.02, rng.choice(odd, x.shape), x)
 
 
-def _min_max(name: str, scheme: str, rng: np.random.Generator, quick: bool) -> Iterator[Case]:
-    """Range and grid after each of one to three batches, one kind of input after the other."""
+def _min_max(name: str, scheme: str, rng: np.random.Generator, quick: bool) -> Iterator[Inputs]:
+    """One to three batches, one kind of input after the other."""
     per_channel = "PerChannel" in name
     for i in range(40 if quick else 300):
         arguments = _arguments(rng, "channel" if per_channel else "tensor", scheme)
-        shape = tuple(rng.integers(1, 9, rng.integers(2, 5)).tolist())
+        shape = tuple(rng.integers(1, 4 if i < 6 else 9, rng.integers(2, 5)).tolist())
         if per_channel:
             arguments["ch_axis"] = int(rng.integers(-len(shape), len(shape)))
         if "Moving" in name and rng.random() < 0.5:
             arguments["averaging_constant"] = float(rng.uniform(0.001, 1))
-        ours, theirs = _both(name, arguments)
-        for _ in range(int(rng.integers(1, 4))):
-            x = values(rng, shape, KINDS[i % len(KINDS)])
-            x = _sprinkled(rng, x) if i % 3 == 0 else x
-            _watch(ours, theirs, x)
-            for mine, other in (_remembered(ours, theirs, "min_val", "max_val"), _grids(ours, theirs)):
-                yield {**arguments, "x": x}, mine, other
+        batches = [values(rng, shape, KINDS[i % len(KINDS)]) for _ in range(int(rng.integers(1, 4)))]
+        batches = [_sprinkled(rng, x) for x in batches] if i % 3 == 0 else batches
+        yield {"observer": name, **arguments, **numbered("x", batches)}
 
 
-def _nothing_seen(rng: np.random.Generator, quick: bool) -> Iterator[Case]:
+def _nothing_seen(rng: np.random.Generator, quick: bool) -> Iterator[Inputs]:
     for name in (*MIN_MAX, "HistogramObserver"):
-        ours, theirs = _both(name, {})
-        _watch(ours, theirs, np.zeros((0, 3), F32))
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "must run observer before calling calculate_qparams")
-            yield {"observer": name}, *_grids(ours, theirs)
-        yield {"observer": name}, *_remembered(ours, theirs, "min_val", "max_val")
+        yield {"observer": name, "x 0": np.zeros((0, 3), F32)}
 
 
 # ---- histogram -------------------------------------------------------------------------------------------------------
 
 
-def _batch(rng: np.random.Generator) -> np.ndarray:
+def _batch(rng: np.random.Generator, small: bool = False) -> np.ndarray:
     """One of many shapes of distribution, at one of many magnitudes."""
-    n = int(rng.choice([1, 2, 17, 300, 3000]))
+    n = int(rng.choice([1, 2, 17, 60] if small else [1, 2, 17, 300, 3000]))
     normal = rng.standard_normal(n)
     shapes = (
         normal,
@@ -125,79 +121,104 @@ def _batch(rng: np.random.Generator) -> np.ndarray:
     return np.clip(shapes[rng.integers(len(shapes))] * size, -1e37, 1e37).astype(F32)
 
 
-def _next_batch(rng: np.random.Generator, x: np.ndarray) -> np.ndarray:
-    """New, of another scale, the same, or shifted; sometimes with an infinity, which is dropped."""
-    choices = (_batch(rng), x * F32(rng.uniform(0.1, 3)), x, x + F32(rng.standard_normal() * abs(x).max() / 2))
+def _next_batch(rng: np.random.Generator, x: np.ndarray, small: bool) -> np.ndarray:
+    """New, of another scale, the same, or shifted."""
+    choices = (_batch(rng, small), x * F32(rng.uniform(0.1, 3)), x, x + F32(rng.standard_normal() * abs(x).max() / 2))
     return choices[rng.integers(4)]
 
 
-def _counts(rng: np.random.Generator, quick: bool) -> Iterator[Case]:
-    """Bins and range after each batch, through every way of growing."""
-    for _ in range(20 if quick else 250):
+def _growing(rng: np.random.Generator, quick: bool) -> Iterator[Inputs]:
+    """Batches that make the bins grow in every way; sometimes with an infinity, which is dropped."""
+    for i in range(20 if quick else 250):
         bins = int(rng.choice([2048, 2048, 1, 2, 7, 100]))
-        ours, theirs = _both("HistogramObserver", {"bins": bins})
-        x = _batch(rng)
-        for _ in range(int(rng.integers(1, 6))):
-            _watch(ours, theirs, np.append(x, F32(np.inf)) if rng.random() < 0.1 else x)
-            yield {"bins": bins, "x": x}, *_remembered(ours, theirs, "histogram", "min_val", "max_val")
-            x = _next_batch(rng, x)
+        batches = [_batch(rng, i < 6)]
+        for _ in range(int(rng.integers(0, 5))):
+            batches.append(_next_batch(rng, batches[-1], i < 6))
+        batches = [np.append(x, F32(np.inf)) if rng.random() < 0.1 else x for x in batches]
+        yield {"observer": "HistogramObserver", "bins": bins, **numbered("x", batches)}
 
 
-def _search(scheme: str, rng: np.random.Generator, quick: bool) -> Iterator[Case]:
+def _search(scheme: str, rng: np.random.Generator, quick: bool) -> Iterator[Inputs]:
     """The range that loses least; torch's search takes up to two seconds, so there are few cases."""
-    for _ in range(2 if quick else 15):
+    for i in range(2 if quick else 15):
         arguments = _arguments(rng, "tensor", scheme) | {"bins": int(rng.choice([2048, 256]))}
-        ours, theirs = _both("HistogramObserver", arguments)
-        for x in (_batch(rng), _batch(rng)):
-            _watch(ours, theirs, x)
-        yield {**arguments, "last": x}, *_grids(ours, theirs)
+        batches = _batch(rng, i < 2), _batch(rng, i < 2)
+        yield {"observer": "HistogramObserver", **arguments, **numbered("x", batches)}
 
 
-def _histc(rng: np.random.Generator, quick: bool) -> Iterator[Case]:
+# ---- what the histogram is made with ---------------------------------------------------------------------------------
+
+
+def _binned(rng: np.random.Generator, quick: bool) -> Iterator[Inputs]:
+    for i in range(50 if quick else 500):
+        x = _batch(rng, i < 6)
+        yield {"x": x, "bins": int(rng.choice([1, 10, 2048])), "low": x.min(), "high": x.max()}
+
+
+def _our_count(inputs: Inputs) -> np.ndarray:
+    return histogram.count(inputs["x"], inputs["bins"], inputs["low"], inputs["high"])
+
+
+def _histc(inputs: Inputs) -> np.ndarray:
     import torch
 
-    for _ in range(50 if quick else 500):
-        x, bins = _batch(rng), int(rng.choice([1, 10, 2048]))
-        low, high = x.min(), x.max()
-        theirs = torch.histc(torch.from_numpy(x), bins, min=torch.tensor(low), max=torch.tensor(high)).numpy()
-        yield {"x": x, "bins": bins}, histogram.count(x, bins, low, high), theirs
+    low, high = torch.tensor(inputs["low"]), torch.tensor(inputs["high"])
+    return torch.histc(torch.from_numpy(inputs["x"]), inputs["bins"], min=low, max=high).numpy()
 
 
-def _linspace(rng: np.random.Generator, quick: bool) -> Iterator[Case]:
-    import torch
-
-    for _ in range(50 if quick else 400):
+def _ends(rng: np.random.Generator, quick: bool) -> Iterator[Inputs]:
+    for i in range(50 if quick else 400):
         ends = rng.standard_normal(2) * 10 ** rng.uniform(-30, 30) + rng.choice([0, 100])
         low, high = np.sort(ends.astype(F32))
-        n = int(rng.choice([2, 3, 33, 513, 2049, 32769]))
-        theirs = torch.linspace(torch.tensor(low), torch.tensor(high), n).numpy()
-        yield {"low": low, "high": high, "n": n}, histogram.linspace(low, high, n), theirs
+        yield {"low": low, "high": high, "n": int(rng.choice([2, 3, 33] if i < 6 else [2, 3, 33, 513, 2049, 32769]))}
 
 
-def _cascade_sum(rng: np.random.Generator, quick: bool) -> Iterator[Case]:
+def _our_linspace(inputs: Inputs) -> np.ndarray:
+    return histogram.linspace(inputs["low"], inputs["high"], inputs["n"])
+
+
+def _their_linspace(inputs: Inputs) -> np.ndarray:
     import torch
 
-    for _ in range(100 if quick else 1000):
-        n = int(rng.choice([1, 7, 8, 31, 100, 511, 2048, 4097, 32768]))
-        x = (rng.standard_normal(n) * 10.0 ** rng.integers(-6, 6, n)).astype(F32)
-        yield {"x": x}, histogram.cascade_sum(x), torch.from_numpy(x).sum().numpy()
+    return torch.linspace(torch.tensor(inputs["low"]), torch.tensor(inputs["high"]), inputs["n"]).numpy()
+
+
+def _summands(rng: np.random.Generator, quick: bool) -> Iterator[Inputs]:
+    for i in range(100 if quick else 1000):
+        n = int(rng.choice([1, 7, 8, 31, 100] if i < 8 else [1, 7, 8, 31, 100, 511, 2048, 4097, 32768]))
+        yield {"x": (rng.standard_normal(n) * 10.0 ** rng.integers(-6, 6, n)).astype(F32)}
+
+
+def _our_sum(inputs: Inputs) -> np.ndarray:
+    return histogram.cascade_sum(inputs["x"])
+
+
+def _their_sum(inputs: Inputs) -> np.ndarray:
+    import torch
+
+    return torch.from_numpy(inputs["x"]).sum().numpy()
 
 
 OBSERVER = "torch.ao.quantization."
 
+
+def _check(name: str, oracle: str, draw: Any, buffers: tuple[str, ...], grids: bool) -> Check:
+    return Check(name, OBSERVER + oracle, draw, partial(_ours, buffers, grids), partial(_theirs, buffers, grids))
+
+
 CHECKS = (
     *(
-        Check(f"observer/{name} {scheme}", OBSERVER + name, partial(_min_max, name, scheme))
+        _check(f"observer/{name} {scheme}", name, partial(_min_max, name, scheme), RANGE, True)
         for name in MIN_MAX
         for scheme in ("affine", "symmetric")
     ),
-    Check("observer/nothing seen", "torch.ao.quantization.*Observer", _nothing_seen),
-    Check("histogram/bins and range", OBSERVER + "HistogramObserver", _counts),
+    _check("observer/nothing seen", "*Observer", _nothing_seen, RANGE, True),
+    _check("histogram/bins and range", "HistogramObserver", _growing, ("histogram", *RANGE), False),
     *(
-        Check(f"histogram/search {scheme}", OBSERVER + "HistogramObserver", partial(_search, scheme))
+        _check(f"histogram/search {scheme}", "HistogramObserver", partial(_search, scheme), (), True)
         for scheme in ("affine", "symmetric")
     ),
-    Check("histogram/count", "torch.histc", _histc),
-    Check("histogram/linspace", "torch.linspace", _linspace),
-    Check("histogram/sum", "torch.sum", _cascade_sum),
+    Check("histogram/count", "torch.histc", _binned, _our_count, _histc),
+    Check("histogram/linspace", "torch.linspace", _ends, _our_linspace, _their_linspace),
+    Check("histogram/sum", "torch.sum", _summands, _our_sum, _their_sum),
 )

@@ -10,7 +10,7 @@ import numpy as np
 
 from minquant import Tensor, optim
 
-from ..suite import Case, Check
+from ..suite import Check, Inputs
 
 __all__ = ["CHECKS"]
 
@@ -29,24 +29,42 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def _steps(name: str, rng: np.random.Generator, quick: bool) -> Iterator[Case]:
+def _draw(rng: np.random.Generator, quick: bool) -> Iterator[Inputs]:
     """Weights and gradients lie in -1 … 1, so that no weight leaves -4 … 4."""
+    for i in range(5 if quick else 50):
+        shape = tuple(rng.integers(1, 5 if i < 2 else 40, 2).tolist())
+        start, gradients = rng.uniform(-1, 1, shape), rng.uniform(-1, 1, (STEPS, *shape))
+        yield {"start": start.astype(np.float32), "gradients": gradients.astype(np.float32)}
+
+
+def _ours(name: str, inputs: Inputs) -> np.ndarray:
+    weight = Tensor(inputs["start"].copy(), requires_grad=True)
+    optimizer = getattr(optim, name.split()[0])([weight], **VARIANTS[name])
+    for gradient in inputs["gradients"]:
+        weight.grad = Tensor(gradient)
+        optimizer.step()
+    return weight.data
+
+
+def _theirs(name: str, inputs: Inputs) -> np.ndarray:
     import torch
 
-    kind, options = name.split()[0], VARIANTS[name]
-    for _ in range(5 if quick else 50):
-        shape = tuple(rng.integers(1, 40, 2).tolist())
-        start = rng.uniform(-1, 1, shape).astype(np.float32)
-        ours, theirs = Tensor(start.copy(), requires_grad=True), torch.tensor(start, requires_grad=True)
-        optimizers = getattr(optim, kind)([ours], **options), getattr(torch.optim, kind)([theirs], **options)
-        for _ in range(STEPS):
-            gradient = rng.uniform(-1, 1, shape).astype(np.float32)
-            ours.grad, theirs.grad = Tensor(gradient), torch.tensor(gradient)
-            for optimizer in optimizers:
-                optimizer.step()
-        yield {**options, "start": start}, ours.data, theirs.detach().numpy()
+    weight = torch.tensor(inputs["start"], requires_grad=True)
+    optimizer = getattr(torch.optim, name.split()[0])([weight], **VARIANTS[name])
+    for gradient in inputs["gradients"]:
+        weight.grad = torch.tensor(gradient)
+        optimizer.step()
+    return weight.detach().numpy()
 
 
 CHECKS = tuple(
-    Check(f"optimizer/{name}", f"torch.optim.{name.split()[0]}", partial(_steps, name), BOUND) for name in VARIANTS
+    Check(
+        f"optimizer/{name}",
+        f"torch.optim.{name.split()[0]}",
+        _draw,
+        partial(_ours, name),
+        partial(_theirs, name),
+        BOUND,
+    )
+    for name in VARIANTS
 )

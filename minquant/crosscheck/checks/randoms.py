@@ -11,7 +11,8 @@ import numpy as np
 from minquant import Tensor, manual_seed, nn, rand, randn
 from minquant.random import randperm, uniform
 
-from ..suite import Case, Check
+from ..flat import numbered
+from ..suite import Check, Inputs
 
 __all__ = ["CHECKS"]
 
@@ -37,44 +38,69 @@ FILLERS: dict[str, tuple[float, ...]] = {
 }
 
 
-def _seed(torch: Any, rng: np.random.Generator) -> int:
-    seed = int(rng.integers(-(2**40), 2**40))
-    manual_seed(seed)
-    torch.manual_seed(seed)
-    return seed
+def _seed(rng: np.random.Generator) -> int:
+    return int(rng.integers(-(2**40), 2**40))
 
 
-def _draws(name: str, rng: np.random.Generator, quick: bool) -> Iterator[Case]:
+# ---- draws -----------------------------------------------------------------------------------------------------------
+
+
+def _sizes(rng: np.random.Generator, quick: bool) -> Iterator[Inputs]:
     """Three draws from one stream: of odd sizes, none at all, and many."""
+    for i in range(10 if quick else 60):
+        many = 100 if i < 3 else 3000
+        yield {"seed": _seed(rng), "sizes": (int(rng.integers(1, 40)), 0, int(rng.integers(40, many)))}
+
+
+def _our_draws(name: str, inputs: Inputs) -> dict[str, np.ndarray]:
+    manual_seed(inputs["seed"])
+    return numbered("draw", [DRAWS[name][0](n) for n in inputs["sizes"]])
+
+
+def _their_draws(name: str, inputs: Inputs) -> dict[str, np.ndarray]:
     import torch
 
-    ours, theirs = DRAWS[name]
-    for _ in range(10 if quick else 60):
-        seed = _seed(torch, rng)
-        for n in (int(rng.integers(1, 40)), 0, int(rng.integers(40, 3000))):
-            yield {"seed": seed, "n": n}, ours(n), theirs(torch, n).numpy()
+    torch.manual_seed(inputs["seed"])
+    return numbered("draw", [DRAWS[name][1](torch, n).numpy() for n in inputs["sizes"]])
 
 
-def _filler(name: str, rng: np.random.Generator, quick: bool) -> Iterator[Case]:
+# ---- initial weights -------------------------------------------------------------------------------------------------
+
+
+def _shapes(rng: np.random.Generator, quick: bool) -> Iterator[Inputs]:
+    for i in range(10 if quick else 60):
+        largest = 5 if i < 3 else 20
+        yield {"seed": _seed(rng), "shape": tuple(rng.integers(1, largest, int(rng.integers(2, 5))).tolist())}
+
+
+def _our_filler(name: str, inputs: Inputs) -> np.ndarray:
+    manual_seed(inputs["seed"])
+    return getattr(nn.init, name)(Tensor(np.empty(inputs["shape"], np.float32)), *FILLERS[name]).data
+
+
+def _their_filler(name: str, inputs: Inputs) -> np.ndarray:
     import torch
 
-    for _ in range(10 if quick else 60):
-        seed = _seed(torch, rng)
-        shape = tuple(rng.integers(1, 20, int(rng.integers(2, 5))).tolist())
-        ours = getattr(nn.init, name)(Tensor(np.empty(shape, np.float32)), *FILLERS[name])
-        theirs = getattr(torch.nn.init, name)(torch.empty(shape), *FILLERS[name])
-        yield {"seed": seed, "shape": shape}, ours.data, theirs.numpy()
+    torch.manual_seed(inputs["seed"])
+    return getattr(torch.nn.init, name)(torch.empty(inputs["shape"]), *FILLERS[name]).numpy()
 
 
-def _linear(rng: np.random.Generator, quick: bool) -> Iterator[Case]:
+def _layers(rng: np.random.Generator, quick: bool) -> Iterator[Inputs]:
+    for i in range(10 if quick else 100):
+        k, n = rng.integers(1, 10 if i < 3 else 60, 2).tolist()
+        yield {"seed": _seed(rng), "sizes": (k, n)}
+
+
+def _our_linear(inputs: Inputs) -> dict[str, np.ndarray]:
+    manual_seed(inputs["seed"])
+    return {name: p.data for name, p in nn.Linear(*inputs["sizes"]).named_parameters()}
+
+
+def _their_linear(inputs: Inputs) -> dict[str, np.ndarray]:
     import torch
 
-    for _ in range(10 if quick else 100):
-        seed = _seed(torch, rng)
-        k, n = rng.integers(1, 60, 2).tolist()
-        ours, theirs = nn.Linear(k, n), torch.nn.Linear(k, n)
-        state = {name: value.detach().numpy() for name, value in theirs.named_parameters()}
-        yield {"seed": seed, "sizes": (k, n)}, {name: p.data for name, p in ours.named_parameters()}, state
+    torch.manual_seed(inputs["seed"])
+    return {name: p.detach().numpy() for name, p in torch.nn.Linear(*inputs["sizes"]).named_parameters()}
 
 
 CHECKS = (
@@ -82,16 +108,23 @@ CHECKS = (
         Check(
             f"random/{name}",
             "torch." + ("Tensor.uniform_" if name.startswith("uniform") else name),
-            partial(_draws, name),
+            _sizes,
+            partial(_our_draws, name),
+            partial(_their_draws, name),
             NORMAL_BOUND if name == "randn" else 0.0,
         )
         for name in DRAWS
     ),
     *(
         Check(
-            f"init/{name}", f"torch.nn.init.{name}", partial(_filler, name), NORMAL_BOUND if name == "normal_" else 0.0
+            f"init/{name}",
+            f"torch.nn.init.{name}",
+            _shapes,
+            partial(_our_filler, name),
+            partial(_their_filler, name),
+            NORMAL_BOUND if name == "normal_" else 0.0,
         )
         for name in FILLERS
     ),
-    Check("init/Linear", "torch.nn.Linear", _linear),
+    Check("init/Linear", "torch.nn.Linear", _layers, _our_linear, _their_linear),
 )

@@ -9,21 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from minquant.quant import PerChannel, PerGroup, PerTensor, PerToken, QParams, QSpec, QTensor, choose_qparams, quantize
+from minquant.quant import QParams, QSpec, QTensor, choose_qparams, quantize
 
+from ..flat import GRANULARITIES, GROUP, flat_grid, flat_spec, grid_of, spec_of
 from ..inputs import KINDS, near_ties, values
-from ..suite import Case, Check
+from ..suite import Check, Inputs
 
 __all__ = ["CHECKS"]
 
 EPS = 2.0**-23
-GROUP = 4
-GRANULARITIES: dict[str, Any] = {
-    "per tensor": PerTensor(),
-    "per channel": PerChannel(),
-    "per group": PerGroup(GROUP),
-    "per token": PerToken(),
-}
 
 
 def _torchao() -> Any:
@@ -40,71 +34,83 @@ def _block(granularity: str, shape: tuple[int, int]) -> tuple[int, int]:
     return {"per tensor": shape, "per group": (1, GROUP)}.get(granularity, (1, shape[1]))
 
 
-def _inputs(
-    granularity: str, rng: np.random.Generator, quick: bool
-) -> Iterator[tuple[dict[str, Any], np.ndarray, Any]]:
-    """Inputs by name, x (R, K) with K a multiple of the group, and the kind of grid."""
+def _draw(granularity: str, rng: np.random.Generator, quick: bool) -> Iterator[Inputs]:
+    """Values (R, K) with K a multiple of the group, and the kind of grid."""
     for i in range(40 if quick else 300):
-        size = 4 if i % 4 else 20
+        size = 20 if i % 4 == 3 else 4
         shape = (int(rng.integers(1, 4 * size)), GROUP * int(rng.integers(1, size)))
         bits, symmetric = int(rng.choice([2, 4, 8])), bool(rng.random() < 0.5)
         spec = QSpec(bits, symmetric or bool(rng.random() < 0.5), symmetric, GRANULARITIES[granularity])
-        x = values(rng, shape, KINDS[i % len(KINDS)])
-        yield {"kind": KINDS[i % len(KINDS)], "spec": str(spec), "x": x}, x, spec
+        yield {"kind": KINDS[i % len(KINDS)], "x": values(rng, shape, KINDS[i % len(KINDS)]), **flat_spec(spec)}
+
+
+def _gridded(granularity: str, rng: np.random.Generator, quick: bool) -> Iterator[Inputs]:
+    """The same with its grid, its integers, and values near ties."""
+    for inputs in _draw(granularity, rng, quick):
+        grid = _grid(inputs["x"], spec_of(inputs, granularity))
+        x = near_ties(rng, inputs["x"], grid)
+        yield {**inputs, **flat_grid(grid), "x": x, "q": quantize(x, grid).int_repr()}
 
 
 def _grid(x: np.ndarray, spec: QSpec) -> QParams:
     return choose_qparams(*spec.granularity.min_max(x), spec)
 
 
-def _theirs(x: np.ndarray, grid: QParams, granularity: str) -> tuple[Any, Any]:
-    """Torchao's integers, and the real values that they stand for."""
+# ---- choose_qparams: the grid for a range, with the same smallest scale ----------------------------------------------
+
+
+def _our_choose(granularity: str, inputs: Inputs) -> dict[str, np.ndarray]:
+    grid = _grid(inputs["x"], spec_of(inputs, granularity))
+    return {"scale": grid.scale, "zero_point": grid.zero_point}
+
+
+def _their_choose(granularity: str, inputs: Inputs) -> dict[str, np.ndarray]:
     import torch
 
-    ao, block = _torchao(), _block(granularity, x.shape)
-    dtype = torch.int8 if grid.spec.signed else torch.uint8
+    ao, spec, x = _torchao(), spec_of(inputs, granularity), inputs["x"]
+    kind = ao.MappingType.SYMMETRIC if spec.symmetric else ao.MappingType.ASYMMETRIC
+    dtype = torch.int8 if spec.signed else torch.uint8
+    block = _block(granularity, x.shape)
+    grid = ao.choose_qparams_affine(torch.from_numpy(x), kind, block, dtype, spec.qmin, spec.qmax, EPS)
+    shape = spec.granularity.qparams_shape(x.shape)
+    return {name: a.numpy().reshape(shape) for name, a in zip(("scale", "zero_point"), grid, strict=True)}
+
+
+# ---- quantize and dequantize -----------------------------------------------------------------------------------------
+
+
+def _our_quantize(granularity: str, inputs: Inputs) -> np.ndarray:
+    return quantize(inputs["x"], grid_of(inputs, granularity)).int_repr()
+
+
+def _our_dequantize(granularity: str, inputs: Inputs) -> np.ndarray:
+    return QTensor(inputs["q"], grid_of(inputs, granularity)).dequantize()
+
+
+def _affine(rule: str, name: str, granularity: str, inputs: Inputs) -> np.ndarray:
+    """Torchao's quantize_affine or dequantize_affine of the input of that name."""
+    import torch
+
+    x, spec, block = inputs[name], spec_of(inputs, granularity), _block(granularity, inputs["x"].shape)
     # one scale a block, in the blocks' own shape
     shape = [n // b for n, b in zip(x.shape, block, strict=True)]
-    scale = torch.from_numpy(grid.scale.reshape(shape))
-    zero_point = torch.from_numpy(np.array(grid.zero_point).reshape(shape))
-    ends = grid.spec.qmin, grid.spec.qmax
-    q = ao.quantize_affine(torch.from_numpy(x), block, scale, zero_point, dtype, *ends)
-    return q, ao.dequantize_affine(q, block, scale, zero_point, dtype, *ends)
-
-
-def _choose(granularity: str, rng: np.random.Generator, quick: bool) -> Iterator[Case]:
-    """The grid for a range, with the same smallest scale."""
-    import torch
-
-    ao = _torchao()
-    for inputs, x, spec in _inputs(granularity, rng, quick):
-        kind = ao.MappingType.SYMMETRIC if spec.symmetric else ao.MappingType.ASYMMETRIC
-        dtype = torch.int8 if spec.signed else torch.uint8
-        scale, zero_point = ao.choose_qparams_affine(
-            torch.from_numpy(x), kind, _block(granularity, x.shape), dtype, spec.qmin, spec.qmax, EPS
-        )
-        grid = _grid(x, spec)
-        theirs = {"scale": scale.numpy(), "zero_point": zero_point.numpy()}
-        ours = {"scale": grid.scale, "zero_point": grid.zero_point}
-        yield inputs, ours, {name: array.reshape(ours[name].shape) for name, array in theirs.items()}
-
-
-def _quantize(granularity: str, rng: np.random.Generator, quick: bool) -> Iterator[Case]:
-    for inputs, x, spec in _inputs(granularity, rng, quick):
-        grid = _grid(x, spec)
-        x = near_ties(rng, x, grid)
-        yield {**inputs, "x": x}, quantize(x, grid).int_repr(), _theirs(x, grid, granularity)[0].numpy()
-
-
-def _dequantize(granularity: str, rng: np.random.Generator, quick: bool) -> Iterator[Case]:
-    for inputs, x, spec in _inputs(granularity, rng, quick):
-        grid = _grid(x, spec)
-        q, real = _theirs(x, grid, granularity)
-        yield inputs, QTensor(q.numpy(), grid).dequantize(), real.numpy()
+    grid = (torch.from_numpy(np.array(inputs[end]).reshape(shape)) for end in ("scale", "zero_point"))
+    dtype = torch.int8 if spec.signed else torch.uint8
+    return getattr(_torchao(), rule)(torch.from_numpy(x), block, *grid, dtype, spec.qmin, spec.qmax).numpy()
 
 
 CHECKS = tuple(
-    Check(f"torchao/{rule} {granularity}", f"torchao.{rule}_affine", partial(run, granularity))
-    for rule, run in (("choose_qparams", _choose), ("quantize", _quantize), ("dequantize", _dequantize))
+    Check(
+        f"torchao/{rule} {granularity}",
+        f"torchao.{rule}_affine",
+        partial(draw, granularity),
+        partial(ours, granularity),
+        partial(theirs, granularity),
+    )
+    for rule, draw, ours, theirs in (
+        ("choose_qparams", _draw, _our_choose, _their_choose),
+        ("quantize", _gridded, _our_quantize, partial(_affine, "quantize_affine", "x")),
+        ("dequantize", _gridded, _our_dequantize, partial(_affine, "dequantize_affine", "q")),
+    )
     for granularity in GRANULARITIES
 )

@@ -56,9 +56,10 @@ def column_sum(x: np.ndarray) -> np.ndarray:
 
 def interleaved(x: np.ndarray) -> np.ndarray:
     """Sum over the first axis in four strands, which join after the values that filled no row of four."""
-    rows = x[: len(x) // INTERLEAVE * INTERLEAVE].reshape(-1, INTERLEAVE, *x.shape[1:])
+    n = len(x) // INTERLEAVE
+    rows = x[: INTERLEAVE * n].reshape(n, INTERLEAVE, *x.shape[1:])
     first, *others = cascade(rows)
-    return running_sum([first, *x[INTERLEAVE * len(rows) :], *others])
+    return running_sum([first, *x[INTERLEAVE * n :], *others])
 
 
 def cascade(rows: np.ndarray) -> np.ndarray:

@@ -55,7 +55,14 @@ def accumulate(
     return acc
 
 
-def accumulate_conv(qx: np.ndarray, zx: np.ndarray, qw: np.ndarray, zw: np.ndarray, geometry: Geometry) -> np.ndarray:
+def accumulate_conv(
+    qx: np.ndarray,
+    zx: np.ndarray,
+    qw: np.ndarray,
+    zw: np.ndarray,
+    geometry: Geometry,
+    sums: Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray] = accumulate,
+) -> np.ndarray:
     """The sum of `accumulate` over what each output of a convolution sees.
 
     The padding holds the integer zx, which is real 0, so that it contributes nothing.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..suite import Check
-from . import fake_quant, flows, linear, matmul, observers, optimizers, primitives, randoms, torchao_rules
+from . import fake_quant, flows, linear, matmul, observers, optimizers, primitives, randoms, saturation, torchao_rules
 
 __all__ = ["CHECKS"]
 
@@ -15,6 +15,7 @@ CHECKS: tuple[Check, ...] = (
     *fake_quant.CHECKS,
     *matmul.CHECKS,
     *linear.CHECKS,
+    *saturation.CHECKS,
     *flows.CHECKS,
     *optimizers.CHECKS,
 )

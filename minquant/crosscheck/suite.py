@@ -22,6 +22,7 @@ __all__ = [
     "Inputs",
     "Outputs",
     "Result",
+    "by_name",
     "difference",
     "differing",
     "generator",
@@ -52,6 +53,8 @@ class Check:
         theirs: the oracle's outputs, under the same names; imports the oracle's package.
         bound: largest difference allowed between two values; 0 means that they must be equal.
         engine: the engine that torch must have been built with, if any.
+        vnni: whether the oracle is right only on a processor with VNNI: without it torch's sums of int8 products
+            saturate in fbgemm and x86, and onednn adds and rounds in another order.
     """
 
     name: str
@@ -61,6 +64,7 @@ class Check:
     theirs: Callable[[Inputs], Outputs]
     bound: float = 0.0
     engine: str = ""
+    vnni: bool = False
 
     @property
     def needs(self) -> str:
@@ -108,7 +112,7 @@ class Result:
         Raises:
             KeyError: the sides name different outputs.
         """
-        mine, other = _by_name(ours), _by_name(theirs)
+        mine, other = by_name(ours), by_name(theirs)
         if mine.keys() != other.keys():
             raise KeyError(f"minquant returned {sorted(mine)}, the oracle {sorted(other)}")
         for name in mine:
@@ -136,7 +140,8 @@ class Result:
         }
 
 
-def _by_name(outputs: Outputs) -> Mapping[str, np.ndarray]:
+def by_name(outputs: Outputs) -> Mapping[str, np.ndarray]:
+    """Outputs as a mapping; a single array is called "output"."""
     return outputs if isinstance(outputs, Mapping) else {"output": outputs}
 
 

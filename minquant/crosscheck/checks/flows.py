@@ -59,6 +59,7 @@ CHECKS = tuple(
         partial(_flow, ours, name, engine),
         partial(_theirs, name, engine),
         engine=engine,
+        vnni=engine == "onednn",
     )
     for name, (oracle, draw) in FLOWS.items()
     for engine in ENGINES

@@ -45,6 +45,8 @@ CHECKS = tuple(
         partial(_ours, flow, engine),
         partial(_theirs, flow, engine),
         engine=engine,
+        # The dynamic layers of fbgemm and x86 keep their inputs below 128, where no pair of products saturates.
+        vnni=engine == "onednn" or flow == "static" and engine != "qnnpack",
     )
     for flow in OPERATORS
     for engine in ENGINES

@@ -221,7 +221,6 @@ def test_which_fake_quantizers_the_presets_make():
 
 
 def test_unknown_dialects():
-    with pytest.raises(
-        ValueError, match="backend: expected one of reference, fbgemm, x86, fbgemm_avx2, qnnpack, onednn; got 'tflite'"
-    ):
+    names = "reference, fbgemm, x86, fbgemm_avx2, qnnpack, onednn, onnx, onnxruntime"
+    with pytest.raises(ValueError, match=f"backend: expected one of {names}; got 'tflite'"):
         get_dialect("tflite")

@@ -2,7 +2,7 @@
 
 They disagree on how a range becomes a scale, in which order they multiply, add and round, whether the bias is an
 integer, and how int32 becomes uint8. ``"reference"`` is minquant's own; the others equal an engine of PyTorch
-2.13 to the last bit.
+2.13 to the last bit, or ONNX's operators as onnx 1.23 or onnxruntime 1.32 compute them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from .fbgemm import FBGEMM
 from .fbgemm_avx2 import FBGEMMWithoutVNNI
 from .fused_fake_quant import FusedMovingAvgObsFakeQuantize
 from .onednn import ONEDNN
+from .onnx import ONNX, ONNXRuntime
 from .qnnpack import QNNPACK
 from .reference import Reference
 
@@ -25,6 +26,8 @@ _DIALECTS: dict[str, Dialect] = {
     "fbgemm_avx2": FBGEMMWithoutVNNI(),
     "qnnpack": QNNPACK(),
     "onednn": ONEDNN(),
+    "onnx": ONNX(),
+    "onnxruntime": ONNXRuntime(),
 }
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from minquant import functional
+from minquant.functional.conv import Conv
 from minquant.functional.geometry import Geometry
 from minquant.tensor import Tensor
 
@@ -67,28 +68,13 @@ class Dialect(ABC):
     ) -> np.ndarray:
         """int32 accumulator (R, N) -> integers (R, N) on the output's grid, bias and (fused) relu included."""
 
-    @abstractmethod
-    def linear(self, x: QTensor, weight: QTensor, bias: np.ndarray, output: QParams, relu: bool) -> QTensor:
-        """Static quantized Linear: integers in, integers out.
-
-        Args:
-            x: (…, K), one scale.
-            weight: (N, K).
-            bias: (N,) float32.
-            output: grid of the result.
-            relu: whether a relu is fused in.
-
-        Returns:
-            QTensor (…, N) on the grid `output`.
-        """
-
-    @abstractmethod
     def qat_linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Linear in quantization-aware training, from fake-quantized x and weight."""
+        """Linear in quantization-aware training, from fake-quantized x and weight: simulated in float."""
+        return functional.linear(x, weight, bias)
 
-    @abstractmethod
     def qat_conv(self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-        """Conv (N, C, *size) in quantization-aware training, from fake-quantized x and weight."""
+        """Conv (N, C, *size) in quantization-aware training, likewise."""
+        return Conv.apply(x, weight, *(() if bias is None else (bias,)), geometry=geometry)
 
     # ---- presets -----------------------------------------------------------------------------------------------------
 
@@ -104,6 +90,14 @@ class Dialect(ABC):
     def dynamic(self, weight_bits: int) -> tuple[QSpec, Factory]:
         """Activation grid and weight observer of dynamic quantization."""
 
+    def only_8_bits(self, weight_bits: int, act_bits: int) -> None:
+        """ValueError unless both are 8; for the presets of engines that have no other integers."""
+        if (weight_bits, act_bits) != (8, 8):
+            raise ValueError(
+                f"{self.name} knows 8 bits only, got weight_bits={weight_bits}, act_bits={act_bits}; "
+                'the dialect "reference" has 2 to 8'
+            )
+
     # ---- arithmetic --------------------------------------------------------------------------------------------------
 
     def check_weight(self, spec: QSpec) -> None:
@@ -116,6 +110,24 @@ class Dialect(ABC):
             raise ValueError(
                 f'{self.name} has no Linear for a weight {spec}; use PerTensor or PerChannel, or backend="reference"'
             )
+
+    def linear(self, x: QTensor, weight: QTensor, bias: np.ndarray, output: QParams, relu: bool) -> QTensor:
+        """Static quantized Linear: integers in, integers out.
+
+        Args:
+            x: (…, K), one scale.
+            weight: (N, K).
+            bias: (N,) float32.
+            output: grid of the result.
+            relu: whether a relu is fused in.
+
+        Returns:
+            QTensor (…, N) on the grid `output`.
+        """
+        rows = x.int_repr().reshape(-1, x.shape[-1])
+        acc = self.accumulate(rows, x.qparams.zero_point, weight.int_repr(), weight.qparams.zero_point)
+        q = self.requantize(acc, x.qparams.scale, weight.qparams.scale, bias, output, relu)
+        return QTensor(q.reshape(*x.shape[:-1], len(weight)), output)
 
     def dynamic_linear(self, x: np.ndarray, weight: QTensor, bias: np.ndarray, relu: bool, spec: QSpec) -> np.ndarray:
         """Dynamic quantized Linear: float32 in, float32 out, integers in between.

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from minquant import functional
-from minquant.functional.conv import Conv
-from minquant.functional.geometry import Geometry
 from minquant.tensor import Tensor
 
 from ..fma import fma
@@ -47,14 +44,14 @@ class TorchDialect(Dialect):
 
     def observers(self, weight_bits: int, act_bits: int) -> tuple[Factory, Factory]:
         """Histogram for activations; symmetric weights. torch.ao.quantization.get_default_qconfig."""
-        self._only_8_bits(weight_bits, act_bits)
+        self.only_8_bits(weight_bits, act_bits)
         activation = HistogramObserver.with_args(reduce_range=self.reduce_range)
         per_channel = PerChannelMinMaxObserver.with_args(**PER_CHANNEL)
         return activation, per_channel if self.per_channel_weight else MinMaxObserver.with_args(**PER_TENSOR)
 
     def fake_quantizers(self, weight_bits: int, act_bits: int) -> tuple[Factory, Factory]:
         """Moving averages, fused. torch.ao.quantization.get_default_qat_qconfig, version 1."""
-        self._only_8_bits(weight_bits, act_bits)
+        self.only_8_bits(weight_bits, act_bits)
         fused, int8 = FusedMovingAvgObsFakeQuantize, {"quant_min": -128, "quant_max": 127}
         activation = fused.with_args(observer=MovingAverageMinMaxObserver, reduce_range=self.reduce_range)
         per_channel = fused.with_args(observer=MovingAveragePerChannelMinMaxObserver, **PER_CHANNEL, **int8)
@@ -63,15 +60,8 @@ class TorchDialect(Dialect):
 
     def dynamic(self, weight_bits: int) -> tuple[QSpec, Factory]:
         """Per-tensor weights for every engine. torch.ao.quantization.default_dynamic_qconfig."""
-        self._only_8_bits(weight_bits, 8)
+        self.only_8_bits(weight_bits, 8)
         return QSpec(signed=False, qmax=self.run_time_qmax), MinMaxObserver.with_args(**PER_TENSOR)
-
-    def _only_8_bits(self, weight_bits: int, act_bits: int) -> None:
-        if (weight_bits, act_bits) != (8, 8):
-            raise ValueError(
-                f"{self.name} knows 8 bits only, got weight_bits={weight_bits}, act_bits={act_bits}; "
-                'the dialect "reference" has 2 to 8'
-            )
 
     def quantize(self, x: np.ndarray | Tensor, qparams: QParams) -> QTensor:
         """``clip(rint(fma(x, f(1/s), z)), 0, 255)``: torch.quantize_per_tensor to quint8, which makes 255 of NaN.
@@ -93,21 +83,6 @@ class TorchDialect(Dialect):
         scale, zero_point = fbgemm_qparams(*run_time_range(x), spec.qmin, spec.qmax)
         grid = np.asarray(scale, np.float32), np.asarray(zero_point, np.int32)
         return np.clip(quantize_codes(x, *grid), 0, 255).astype(np.uint8), *grid
-
-    def linear(self, x: QTensor, weight: QTensor, bias: np.ndarray, output: QParams, relu: bool) -> QTensor:
-        """Accumulate, then requantize in this engine's own way."""
-        rows = x.int_repr().reshape(-1, x.shape[-1])
-        acc = self.accumulate(rows, x.qparams.zero_point, weight.int_repr(), weight.qparams.zero_point)
-        q = self.requantize(acc, x.qparams.scale, weight.qparams.scale, bias, output, relu)
-        return QTensor(q.reshape(*x.shape[:-1], len(weight)), output)
-
-    def qat_linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Torch simulates in float: the ordinary Linear of fake-quantized operands."""
-        return functional.linear(x, weight, bias)
-
-    def qat_conv(self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-        """Torch simulates in float: the ordinary convolution of fake-quantized operands."""
-        return Conv.apply(x, weight, *(() if bias is None else (bias,)), geometry=geometry)
 
 
 def quantize_codes(x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from .fake_quant import (
 )
 from .grid import choose_qparams, fake_quantize
 from .histogram import HistogramObserver
+from .learnable import LearnableFakeQuantize
 from .linear import (
     DynamicQuantizedLinear,
     DynamicQuantizedLinearReLU,
@@ -43,6 +44,7 @@ __all__ = [
     "DynamicQuantizedLinearReLU",
     "FakeQuantize",
     "HistogramObserver",
+    "LearnableFakeQuantize",
     "LinearReLU",
     "MinMaxObserver",
     "MovingAverageMinMaxObserver",

@@ -74,6 +74,11 @@ class FakeQuantize(Module):
         if self.training:
             self.activation_post_process(x)
 
+    @property
+    def saw_data(self) -> bool:
+        """Whether there is a range to choose a grid for."""
+        return self.activation_post_process.saw_data
+
     def qparams(self) -> QParams:
         """The grid of the range seen so far.
 

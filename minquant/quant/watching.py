@@ -47,7 +47,7 @@ def check_calibrated(watched: dict[str, Any]) -> None:
     Raises:
         ValueError: there is one.
     """
-    blind = [path or "the model itself" for path, m in watched.items() if not _observer(m).saw_data]
+    blind = [path or "the model itself" for path, m in watched.items() if not m.activation_post_process.saw_data]
     if blind:
         raise ValueError(
             f"convert: the observers of {', '.join(blind)} have seen no data; run calibration data through the "

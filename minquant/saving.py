@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from minquant import nn
+from minquant import nn, quant
 from minquant.nn import Module
 from minquant.quant import (
     DeQuantize,
@@ -33,8 +33,6 @@ from minquant.quant import (
     DynamicQuantizedLinear,
     DynamicQuantizedLinearReLU,
     FakeQuantize,
-    LinearReLU,
-    QATLinear,
     QParams,
     QSpec,
     QTensor,
@@ -44,8 +42,10 @@ from minquant.quant import (
     QuantStub,
     QuantWrapper,
 )
+from minquant.quant.fused import FUSED
 from minquant.quant.observers import Observer
 from minquant.quant.stubs import GridDropout
+from minquant.quant.weighted import QATWeighted
 from minquant.tensor import Tensor
 
 __all__ = ["save"]
@@ -53,13 +53,16 @@ __all__ = ["save"]
 FORMAT, VERSION = "minquant", 1
 
 CONV = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+STATIC = ("weight", "bias", "output", "backend")
+DYNAMIC = ("weight", "bias", "input_spec", "backend")
+SLIDE = ("stride", "padding", "dilation", "groups")
 BATCH_NORM = ("num_features", "eps", "momentum", "affine", "track_running_stats")
 
 SETTINGS: dict[type[Module], tuple[str, ...]] = {
     nn.Sequential: (),
     nn.ModuleList: (),
     nn.Linear: ("in_features", "out_features"),
-    LinearReLU: (),
+    **{kind: () for kind in FUSED.values()},
     QuantWrapper: (),
     nn.Conv1d: CONV,
     nn.Conv2d: CONV,
@@ -86,21 +89,32 @@ SETTINGS: dict[type[Module], tuple[str, ...]] = {
     DeQuantStub: (),
     DeQuantize: (),
     Quantize: ("qparams", "backend"),
-    QuantizedLinear: ("weight", "bias", "output", "backend"),
-    QuantizedLinearReLU: ("weight", "bias", "output", "backend"),
-    DynamicQuantizedLinear: ("weight", "bias", "input_spec", "backend"),
-    DynamicQuantizedLinearReLU: ("weight", "bias", "input_spec", "backend"),
+    nn.FloatFunctional: (),
+    quant.BetweenGrids: ("output", "backend"),
+    quant.QFunctional: ("output", "backend"),
+    QuantizedLinear: STATIC,
+    QuantizedLinearReLU: STATIC,
+    quant.QuantizedConv1d: STATIC + SLIDE,
+    quant.QuantizedConv2d: STATIC + SLIDE,
+    quant.QuantizedConvReLU1d: STATIC + SLIDE,
+    quant.QuantizedConvReLU2d: STATIC + SLIDE,
+    DynamicQuantizedLinear: DYNAMIC,
+    DynamicQuantizedLinearReLU: DYNAMIC,
+    quant.DynamicQuantizedConv1d: DYNAMIC + SLIDE,
+    quant.DynamicQuantizedConv2d: DYNAMIC + SLIDE,
+    quant.DynamicQuantizedConvReLU1d: DYNAMIC + SLIDE,
+    quant.DynamicQuantizedConvReLU2d: DYNAMIC + SLIDE,
 }
 """What a file can rebuild, and the attributes that make up each."""
 
 FILLED = (
-    nn.Sequential, nn.ModuleList, nn.Linear, LinearReLU, QuantWrapper, nn.Conv1d, nn.Conv2d, nn.BatchNorm1d,
-    nn.BatchNorm2d, nn.LayerNorm, nn.RMSNorm, nn.Embedding,
+    nn.Sequential, nn.ModuleList, nn.Linear, *FUSED.values(), QuantWrapper, quant.BetweenGrids, nn.Conv1d, nn.Conv2d,
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.RMSNorm, nn.Embedding,
 )  # fmt: skip
 """Made empty and filled with their tensors and children; the others' settings are their constructor's arguments."""
 
 REMARKS = ("path", "float_reason")
-PREPARED = (Observer, FakeQuantize, QATLinear, GridDropout)
+PREPARED = (Observer, FakeQuantize, QATWeighted, GridDropout)
 
 
 # ---- saving -----------------------------------------------------------------------------------------------

@@ -4,6 +4,32 @@ from __future__ import annotations
 
 from minquant.nn.stubs import DeQuantStub, QuantStub, QuantWrapper
 
+from .batch_norm import (
+    QATConvBn1d,
+    QATConvBn2d,
+    QATConvBnReLU1d,
+    QATConvBnReLU2d,
+    QATLinearBn1d,
+    fold_batch_norm,
+    freeze_bn_stats,
+    reestimate_bn_stats,
+    update_bn_stats,
+)
+from .between import BetweenGrids, QFunctional
+from .conv import (
+    DynamicQuantizedConv1d,
+    DynamicQuantizedConv2d,
+    DynamicQuantizedConvReLU1d,
+    DynamicQuantizedConvReLU2d,
+    QATConv1d,
+    QATConv2d,
+    QATConvReLU1d,
+    QATConvReLU2d,
+    QuantizedConv1d,
+    QuantizedConv2d,
+    QuantizedConvReLU1d,
+    QuantizedConvReLU2d,
+)
 from .fake_quant import (
     FakeQuantize,
     WeightFakeQuantize,
@@ -12,13 +38,24 @@ from .fake_quant import (
     enable_fake_quant,
     enable_observer,
 )
+from .fixed_observer import FixedQParamsObserver
+from .fused import (
+    ConvBn1d,
+    ConvBn2d,
+    ConvBnReLU1d,
+    ConvBnReLU2d,
+    ConvReLU1d,
+    ConvReLU2d,
+    LinearBn1d,
+    LinearReLU,
+)
+from .fusing import fuse_modules, fuse_modules_qat
 from .grid import choose_qparams, fake_quantize
 from .histogram import HistogramObserver
 from .learnable import LearnableFakeQuantize
 from .linear import (
     DynamicQuantizedLinear,
     DynamicQuantizedLinearReLU,
-    LinearReLU,
     QATLinear,
     QATLinearReLU,
     QuantizedLinear,
@@ -35,16 +72,29 @@ from .qtensor import QTensor, dequantize, quantize
 from .report import Report, report
 from .spec import PerChannel, PerGroup, PerTensor, PerToken, QParams, QSpec
 from .stubs import DeQuantize, Quantize
-from .workflow import convert, fuse_modules, prepare, prepare_qat, quantize_dynamic
+from .workflow import convert, prepare, prepare_qat, quantize_dynamic
 
 __all__ = [
+    "BetweenGrids",
+    "ConvBn1d",
+    "ConvBn2d",
+    "ConvBnReLU1d",
+    "ConvBnReLU2d",
+    "ConvReLU1d",
+    "ConvReLU2d",
     "DeQuantStub",
     "DeQuantize",
+    "DynamicQuantizedConv1d",
+    "DynamicQuantizedConv2d",
+    "DynamicQuantizedConvReLU1d",
+    "DynamicQuantizedConvReLU2d",
     "DynamicQuantizedLinear",
     "DynamicQuantizedLinearReLU",
     "FakeQuantize",
+    "FixedQParamsObserver",
     "HistogramObserver",
     "LearnableFakeQuantize",
+    "LinearBn1d",
     "LinearReLU",
     "MinMaxObserver",
     "MovingAverageMinMaxObserver",
@@ -54,15 +104,29 @@ __all__ = [
     "PerGroup",
     "PerTensor",
     "PerToken",
+    "QATConv1d",
+    "QATConv2d",
+    "QATConvBn1d",
+    "QATConvBn2d",
+    "QATConvBnReLU1d",
+    "QATConvBnReLU2d",
+    "QATConvReLU1d",
+    "QATConvReLU2d",
     "QATLinear",
+    "QATLinearBn1d",
     "QATLinearReLU",
     "QConfig",
+    "QFunctional",
     "QParams",
     "QSpec",
     "QTensor",
     "QuantStub",
     "QuantWrapper",
     "Quantize",
+    "QuantizedConv1d",
+    "QuantizedConv2d",
+    "QuantizedConvReLU1d",
+    "QuantizedConvReLU2d",
     "QuantizedLinear",
     "QuantizedLinearReLU",
     "Report",
@@ -76,12 +140,17 @@ __all__ = [
     "enable_fake_quant",
     "enable_observer",
     "fake_quantize",
+    "fold_batch_norm",
+    "freeze_bn_stats",
     "fuse_modules",
+    "fuse_modules_qat",
     "get_default_qat_qconfig",
     "get_default_qconfig",
     "prepare",
     "prepare_qat",
     "quantize",
     "quantize_dynamic",
+    "reestimate_bn_stats",
     "report",
+    "update_bn_stats",
 ]

@@ -7,34 +7,59 @@ from typing import Any
 
 import numpy as np
 
-from minquant.nn import Linear, Module
+from minquant.nn import Conv1d, Conv2d, FloatFunctional, Linear, Module, QuantStub
+from minquant.tensor import Tensor, no_grad
 
+from . import batch_norm, conv, linear
+from .between import BetweenGrids, QFunctional
 from .dialects import get_dialect
 from .fake_quant import FakeQuantize
-from .linear import (
-    DynamicQuantizedLinear,
-    DynamicQuantizedLinearReLU,
-    LinearReLU,
-    QATLinear,
-    QATLinearReLU,
-    QuantizedLinear,
-    QuantizedLinearReLU,
-    check_weight_spec,
-    check_weight_values,
-    quantize_weight,
-)
+from .fused import ConvBn1d, ConvBn2d, ConvBnReLU1d, ConvBnReLU2d, ConvReLU1d, ConvReLU2d, Fused, LinearBn1d, LinearReLU
 from .observers import Observer
 from .qconfig import QConfig
 from .spec import QParams, QSpec
+from .stubs import Quantize
+from .weighted import IntegerWeight, QATWeighted, check_weight_spec, check_weight_values, quantize_weight
 
 __all__ = [
     "output_grid",
     "replace_modules",
-    "to_dynamic_linear",
-    "to_integer_linear",
-    "to_qat_linear",
+    "to_dynamic",
+    "to_integers",
+    "to_qat",
     "weight_observer",
 ]
+
+QAT: dict[type[Module], type[QATWeighted]] = {
+    Linear: linear.QATLinear,
+    LinearReLU: linear.QATLinearReLU,
+    LinearBn1d: batch_norm.QATLinearBn1d,
+    Conv1d: conv.QATConv1d,
+    ConvReLU1d: conv.QATConvReLU1d,
+    ConvBn1d: batch_norm.QATConvBn1d,
+    ConvBnReLU1d: batch_norm.QATConvBnReLU1d,
+    Conv2d: conv.QATConv2d,
+    ConvReLU2d: conv.QATConvReLU2d,
+    ConvBn2d: batch_norm.QATConvBn2d,
+    ConvBnReLU2d: batch_norm.QATConvBnReLU2d,
+}
+INTEGER: dict[tuple[int, bool], Any] = {
+    (2, False): linear.QuantizedLinear,
+    (2, True): linear.QuantizedLinearReLU,
+    (3, False): conv.QuantizedConv1d,
+    (3, True): conv.QuantizedConvReLU1d,
+    (4, False): conv.QuantizedConv2d,
+    (4, True): conv.QuantizedConvReLU2d,
+}
+"""By the number of axes of the weight, and whether a relu is fused in."""
+DYNAMIC: dict[tuple[int, bool], Any] = {
+    (2, False): linear.DynamicQuantizedLinear,
+    (2, True): linear.DynamicQuantizedLinearReLU,
+    (3, False): conv.DynamicQuantizedConv1d,
+    (3, True): conv.DynamicQuantizedConvReLU1d,
+    (4, False): conv.DynamicQuantizedConv2d,
+    (4, True): conv.DynamicQuantizedConvReLU2d,
+}
 
 
 def replace_modules(model: Module, swap: Callable[[str, Module], Module | None]) -> Module:
@@ -54,64 +79,94 @@ def replace_modules(model: Module, swap: Callable[[str, Module], Module | None])
     return visit("", model)
 
 
-def _parts(module: Module) -> tuple[Linear, bool]:
-    """The Linear of a Linear or LinearReLU, and whether a relu is fused in."""
-    return (module.linear, True) if isinstance(module, LinearReLU) else (module, False)  # type: ignore[return-value]
+def _parts(module: Any) -> tuple[Any, bool]:
+    """The Linear or Conv of a float layer, and whether a relu is fused in."""
+    return (module.layer, module.has_relu) if isinstance(module, Fused) else (module, False)
 
 
-def to_qat_linear(module: Module, path: str, config: QConfig) -> QATLinear:
-    """Linear or LinearReLU -> its fake-quantized self, on the same Parameters."""
-    linear, relu = _parts(module)
+def to_qat(module: Module, path: str, config: QConfig) -> QATWeighted:
+    """A float layer -> its fake-quantized self, on the same Parameters."""
     fake_quant = config.weight()
     if not isinstance(fake_quant, FakeQuantize):
         raise TypeError(
             f"prepare_qat: expected a QConfig whose weight makes a FakeQuantize, got {config.weight!r} for '{path}'; "
             "get_default_qat_qconfig() is the preset"
         )
-    return (QATLinearReLU if relu else QATLinear)(linear, fake_quant, config.backend)
+    has_batch_norm = isinstance(module, Fused) and module.bn is not None
+    layer = module if has_batch_norm else _parts(module)[0]
+    return QAT[type(module)](layer, fake_quant, config.backend)
 
 
-def to_integer_linear(module: Any, path: str) -> QuantizedLinear:
-    """An observed or fake-quantized Linear or LinearReLU -> integers in, integers out."""
-    backend, output = module.qconfig.backend, output_grid(module)
-    linear: Any
-    if isinstance(module, QATLinear):
-        linear, relu = module, module.relu
-        check_weight_values(module.weight, f"'{path}'")
-        qparams = module.weight_fake_quant.weight_qparams(module.weight)
+def to_integers(module: Any, path: str) -> Module:
+    """A watched layer -> integers in, integers out."""
+    backend = module.qconfig.backend
+    grid = output_grid(module) if hasattr(module, "activation_post_process") else None
+    new: Any
+    if isinstance(module, QuantStub):
+        return Quantize(grid, backend)  # type: ignore[arg-type]
+    if isinstance(module, FloatFunctional):
+        new = QFunctional(grid, backend)  # type: ignore[arg-type]
+    elif isinstance(module, (QATWeighted, *QAT)):
+        new = _integer_weighted(module, path, grid, backend)
     else:
-        linear, relu = _parts(module)
-        qparams = _observed_weight(linear, module.qconfig, path, "convert")
-    weight = quantize_weight(linear.weight, qparams, path)
-    new = (QuantizedLinearReLU if relu else QuantizedLinear)(weight, _bias(linear), output, backend)
+        new = BetweenGrids(_unwatched(module), grid, backend)
     new.path = path
     return new
 
 
-def to_dynamic_linear(module: Module, path: str, config: QConfig) -> DynamicQuantizedLinear:
-    """Linear or LinearReLU -> integer weights now, an integer input when it comes."""
+def _unwatched(module: Any) -> Module:
+    """The float module without what `prepare` put on it."""
+    module._forward_hooks.clear()
+    module._modules.pop("activation_post_process", None)
+    del module.qconfig
+    return module
+
+
+def _integer_weighted(module: Any, path: str, grid: Any, backend: str) -> IntegerWeight:
+    if isinstance(module, QATWeighted):
+        layer, relu = module, module.relu
+        with no_grad():
+            weight, bias = module.folded()
+        check_weight_values(weight, f"'{path}'")
+        qparams = module.weight_fake_quant.weight_qparams(weight)
+    else:
+        layer, relu = _parts(module)
+        weight, bias = layer.weight, layer.bias
+        qparams = _observed_weight(weight, module.qconfig, path, "convert")
+    integers = quantize_weight(weight, qparams, path)
+    return INTEGER[weight.ndim, relu](integers, _array(bias), grid, backend, **_slide(layer))
+
+
+def to_dynamic(module: Module, path: str, config: QConfig) -> IntegerWeight:
+    """A float layer -> integer weights now, an integer input when it comes."""
     if not isinstance(config.activation, QSpec):
         raise TypeError(
             f"quantize_dynamic: expected a QConfig whose activation is a QSpec, got {config.activation!r}; "
             "default_dynamic_qconfig() is the preset"
         )
-    linear, relu = _parts(module)
-    weight = quantize_weight(linear.weight, _observed_weight(linear, config, path, "quantize_dynamic"), path)
-    kind = DynamicQuantizedLinearReLU if relu else DynamicQuantizedLinear
-    new = kind(weight, _bias(linear), config.activation, config.backend)
+    layer, relu = _parts(module)
+    weight = quantize_weight(layer.weight, _observed_weight(layer.weight, config, path, "quantize_dynamic"), path)
+    kind = DYNAMIC[weight.ndim, relu]
+    new = kind(weight, _array(layer.bias), config.activation, config.backend, **_slide(layer))
     new.path = path
     return new
 
 
-def _observed_weight(linear: Linear, config: QConfig, path: str, flow: str) -> QParams:
-    check_weight_values(linear.weight, f"'{path}'")
-    observer = weight_observer(config, path, flow)
-    observer(linear.weight)
+def _slide(layer: Any) -> dict[str, Any]:
+    """How a convolution's kernel slides, as arguments; nothing of a Linear."""
+    names = ("stride", "padding", "dilation", "groups") if hasattr(layer, "stride") else ()
+    return {name: getattr(layer, name) for name in names}
+
+
+def _observed_weight(weight: Tensor, config: QConfig, path: str, flow: str) -> QParams:
+    check_weight_values(weight, f"'{path}'")
+    observer = weight_observer(config, path, flow, weight.ndim)
+    observer(weight)
     return observer.qparams()
 
 
-def weight_observer(config: QConfig, path: str, flow: str) -> Observer:
-    """A new observer for a weight.
+def weight_observer(config: QConfig, path: str, flow: str, ndim: int) -> Observer:
+    """A new observer for a weight of that many axes.
 
     Raises:
         TypeError: the qconfig makes something else.
@@ -123,7 +178,7 @@ def weight_observer(config: QConfig, path: str, flow: str) -> Observer:
             f"{flow}: expected a QConfig whose weight makes an Observer, got {config.weight!r} for '{path}'; fake "
             "quantizers are for prepare_qat"
         )
-    check_weight_spec(observer.spec)
+    check_weight_spec(observer.spec, ndim)
     return observer
 
 
@@ -132,5 +187,5 @@ def output_grid(module: Any) -> QParams:
     return get_dialect(module.qconfig.backend).converted_grid(module.activation_post_process.qparams())
 
 
-def _bias(linear: Any) -> np.ndarray | None:
-    return None if linear.bias is None else linear.bias.data.copy()
+def _array(bias: Tensor | None) -> np.ndarray | None:
+    return None if bias is None else bias.data.copy()

@@ -12,7 +12,6 @@ from minquant.nn import (
     Dropout,
     Flatten,
     Identity,
-    Linear,
     MaxPool2d,
     Module,
     QuantStub,
@@ -22,13 +21,15 @@ from minquant.nn import (
 )
 from minquant.nn.layers import ModuleList
 
+from .between import BETWEEN_GRIDS, NORMS, BetweenGrids, QFunctional
 from .fake_quant import FakeQuantize
-from .linear import DynamicQuantizedLinear, IntegerWeight, LinearReLU, QATLinear, QuantizedLinear
+from .fused import Fused
 from .observers import Observer
 from .qtensor import PACKED_UP_TO
-from .selection import is_quantized
+from .selection import WITH_WEIGHT, is_quantized
 from .spec import QSpec
 from .stubs import DeQuantize, Quantize
+from .weighted import IntegerWeight, QATWeighted
 
 __all__ = ["Report", "report"]
 
@@ -99,7 +100,7 @@ def _layers(model: Module) -> Iterator[tuple[str, Module]]:
     for path, module in model.named_modules():
         if module in inside:
             continue
-        if isinstance(module, (*WATCHERS, LinearReLU, QATLinear)):
+        if isinstance(module, (*WATCHERS, Fused, QATWeighted, BetweenGrids)):
             inside.update(module.modules())
         if not isinstance(module, WATCHERS) and _computes(module):
             yield path, module
@@ -107,7 +108,7 @@ def _layers(model: Module) -> Iterator[tuple[str, Module]]:
 
 def _computes(module: Module) -> bool:
     """Whether a module does more than hold others."""
-    if isinstance(module, LinearReLU) or _has_parameters(module):
+    if isinstance(module, Fused | BetweenGrids) or _has_parameters(module):
         return True
     watched_only = all(isinstance(child, WATCHERS) for child in module.children())
     return watched_only and not isinstance(module, CONTAINERS)
@@ -121,7 +122,7 @@ def _row(path: str, module: Module, flow: str) -> dict[str, Any]:
     before, after = _weight_bytes(module)
     output, features = _output_spec(module), _out_features(module)
     real = features * FLOAT_BYTES if features else None
-    activation = module.input_spec if isinstance(module, DynamicQuantizedLinear) else output
+    activation = module.input_spec if _is_dynamic(module) else output
     return {
         "layer": path or "(model)",
         "kind": type(module).__name__,
@@ -135,31 +136,35 @@ def _row(path: str, module: Module, flow: str) -> dict[str, Any]:
     }
 
 
-def _linear(module: Module) -> Linear | None:
-    """The layer that holds the float weight of a Linear, LinearReLU or QATLinear."""
-    if isinstance(module, LinearReLU):
-        return module.linear
-    return module if isinstance(module, Linear | QATLinear) else None  # type: ignore[return-value]
+def _is_dynamic(module: Module) -> bool:
+    return isinstance(module, IntegerWeight) and hasattr(module, "input_spec")
+
+
+def _weighted(module: Module) -> Any:
+    """The layer that holds the float weight of one that has an integer form; None for all others."""
+    if isinstance(module, Fused):
+        return module.layer
+    return module if isinstance(module, (QATWeighted, *WITH_WEIGHT)) else None
 
 
 def _out_features(module: Module) -> int | None:
-    if isinstance(module, IntegerWeight):
-        return module.out_features
-    linear = _linear(module)
-    return linear.out_features if linear else None
+    """Values in one row of the output, which only a Linear knows."""
+    layer = module if isinstance(module, IntegerWeight) else _weighted(module)
+    return getattr(layer, "out_features", None)
 
 
 def _planned_weight_spec(module: Any) -> QSpec | None:
     """The weight grid that `convert` will choose."""
-    if isinstance(module, QATLinear):
+    if isinstance(module, QATWeighted):
         return module.weight_fake_quant.activation_post_process.spec
-    return module.qconfig.weight().spec if hasattr(module, "qconfig") and _linear(module) else None
+    return module.qconfig.weight().spec if hasattr(module, "qconfig") and _weighted(module) else None
 
 
 def _output_spec(module: Any) -> QSpec | None:
     """The grid of what the layer hands on, now or after `convert`; None for float32."""
-    if isinstance(module, QuantizedLinear):
-        return module.output.spec
+    grid = getattr(module, "output", None)
+    if isinstance(module, IntegerWeight | BetweenGrids | QFunctional):
+        return None if grid is None else grid.spec
     if isinstance(module, Quantize):
         return module.qparams.spec
     if not hasattr(module, "activation_post_process"):
@@ -174,23 +179,28 @@ def _weight_grid(module: Module) -> str:
     planned = _planned_weight_spec(module)
     if planned is not None:
         return str(planned)
-    return "float32" if _linear(module) or _has_parameters(module) else ""
+    return "float32" if _weighted(module) or _has_parameters(module) else ""
 
 
 def _weight_bytes(module: Module) -> tuple[int, int]:
     if isinstance(module, IntegerWeight):
         bias = 0 if module.bias is None else module.bias.nbytes
         return module.weight.size * FLOAT_BYTES + bias, module.weight.nbytes + bias
-    linear = _linear(module)
-    own = (module if linear is None else linear).parameters(recurse=False)
-    before = sum(p.data.nbytes for p in own)
-    planned = _planned_weight_spec(module)
-    if planned is None or linear is None:
+    layer, planned = _weighted(module), _planned_weight_spec(module)
+    before = sum(p.data.nbytes for p in _own_parameters(module))
+    if planned is None or layer is None:
         return before, before
-    weight = linear.weight.data
+    weight = layer.weight.data
     scales = math.prod(planned.granularity.qparams_shape(weight.shape))
     zero_points = 0 if planned.symmetric else scales
-    return before, before - weight.nbytes + _bytes(weight.size, planned) + 4 * (scales + zero_points)
+    bias = len(weight) * FLOAT_BYTES if getattr(module, "bn", None) is not None else before - weight.nbytes
+    return before, bias + _bytes(weight.size, planned) + 4 * (scales + zero_points)
+
+
+def _own_parameters(module: Module) -> Iterator[Any]:
+    """Its own, and those of the layers fused in it or held between grids."""
+    inside = isinstance(module, Fused | QATWeighted | BetweenGrids)
+    return module.parameters() if inside else module.parameters(recurse=False)
 
 
 def _bytes(integers: int, spec: QSpec) -> int:
@@ -204,7 +214,7 @@ def _bytes(integers: int, spec: QSpec) -> int:
 
 def _flow(model: Module) -> str:
     if is_quantized(model):
-        dynamic = any(isinstance(m, DynamicQuantizedLinear) for m in model.modules())
+        dynamic = any(map(_is_dynamic, model.modules()))
         return "dynamic" if dynamic else "static"
     if any(isinstance(m, FakeQuantize) for m in model.modules()):
         return "prepared for training"
@@ -212,8 +222,14 @@ def _flow(model: Module) -> str:
 
 
 def _note(module: Any, flow: str) -> str:
-    if isinstance(module, DynamicQuantizedLinear):
+    if _is_dynamic(module):
         return "the input's grid is chosen at run time"
+    if isinstance(module, BETWEEN_GRIDS) and hasattr(module, "qconfig"):
+        return _between_note(module)
+    if isinstance(module, BetweenGrids):
+        return _between_note(module.module)
+    if isinstance(module, QFunctional):
+        return IN_REAL_VALUES
     if flow == "float" or hasattr(module, "qconfig") or isinstance(module, IntegerWeight):
         return ""
     if hasattr(module, "float_reason"):
@@ -227,6 +243,19 @@ def _note(module: Any, flow: str) -> str:
     return "stays in float: no integer form"
 
 
+IN_REAL_VALUES = "in real values between its input's grid and its own"
+
+
+def _between_note(module: Module) -> str:
+    if isinstance(module, NORMS):
+        return (
+            "stays in float, between two grids: it divides by a statistic of its input, so that integers would have no "
+            "fixed scale" + FUSE_HINT * isinstance(module, NORMS[2:])
+        )
+    return IN_REAL_VALUES
+
+
+FUSE_HINT = "; fuse_modules folds it into the layer before it"
 TITLES = {
     "float": "float model",
     "prepared": "prepared model, as convert will make it",

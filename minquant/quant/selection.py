@@ -6,18 +6,23 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from minquant.nn import Linear, Module, QuantStub
+from minquant.nn import Conv1d, Conv2d, Embedding, FloatFunctional, Linear, Module, QuantStub
 
-from .linear import DynamicQuantizedLinear, LinearReLU, QuantizedLinear
+from .between import BETWEEN_GRIDS, BetweenGrids, QFunctional
+from .fused import Fused
 from .qconfig import QConfig
 from .stubs import Quantize
+from .weighted import IntegerWeight
 
 __all__ = ["WITH_WEIGHT", "QConfigs", "check_float_model", "check_quant_stub", "is_quantized", "select", "submodule"]
 
 QConfigs = QConfig | Mapping[str, QConfig | None]
 
-WITH_WEIGHT = (LinearReLU, Linear)
+WITH_WEIGHT = (Fused, Linear, Conv1d, Conv2d)
 """The layers that have an integer form with a weight."""
+
+DYNAMIC_FLOW = "quantize_dynamic"
+KINDS = "Linear, Conv1d, Conv2d, and these fused with what follows"
 
 
 def select(model: Module, qconfig: Any, flow: str) -> dict[str, QConfig]:
@@ -34,14 +39,14 @@ def select(model: Module, qconfig: Any, flow: str) -> dict[str, QConfig]:
     """
     wishes = qconfig if isinstance(qconfig, Mapping) else {"": qconfig}
     _check_wishes(model, wishes, isinstance(qconfig, Mapping), flow)
-    layers = quantizable(model)
+    unknown = _unknown_layers(model, flow)
+    layers = quantizable(model, flow)
     weighted = [path for path in layers if isinstance(model.get_submodule(path), WITH_WEIGHT)]
     for path in wishes:
-        if not any(_is_below(layer, path) for layer in (layers if path else weighted)):
+        if not any(_is_below(layer, path) for layer in ([*layers, *unknown] if path else weighted)):
             holder = f"{path!r} holds" if path else "the model has"
-            raise ValueError(
-                f"{flow}: {holder} no layer that can be quantized; those that can are Linear and LinearReLU"
-            )
+            raise ValueError(f"{flow}: {holder} no layer that can be quantized; those that can are {KINDS}")
+    _refuse_unknown(model, unknown, wishes, flow)
     chosen = {}
     for layer in layers:
         config, reason = _wish_for(layer, wishes)
@@ -69,18 +74,52 @@ def _check_wishes(model: Module, wishes: Mapping[str, Any], is_mapping: bool, fl
             )
 
 
-def quantizable(model: Module) -> list[str]:
-    """Paths of the layers that have a quantized form, stubs included; a fused layer counts once."""
+def quantizable(model: Module, flow: str) -> list[str]:
+    """Paths of the layers that the flow has a quantized form for, stubs included; a fused layer counts once.
+
+    Raises:
+        ValueError: a layer fused with its batch norm for training, in a flow without training.
+    """
+    static = () if flow == DYNAMIC_FLOW else (FloatFunctional, *BETWEEN_GRIDS)
     found: list[str] = []
     fused: list[str] = []
     for path, module in model.named_modules():
         if any(path.startswith(f"{parent}.") for parent in fused):
             continue
-        if isinstance(module, (QuantStub, *WITH_WEIGHT)):
+        if isinstance(module, (QuantStub, *WITH_WEIGHT, *static)):
             found.append(path)
-        if isinstance(module, LinearReLU):
+        if isinstance(module, Fused):
             fused.append(path)
+            if module.bn is not None and flow != "prepare_qat":
+                raise ValueError(
+                    f"{flow}: {path!r} is a {type(module).__name__}, fused for training; fold the batch norm instead: "
+                    "fuse_modules on the model in eval mode"
+                )
     return found
+
+
+def _unknown_layers(model: Module, flow: str) -> list[str]:
+    """Paths of layers with parameters that a static flow has no integers for."""
+    if flow == DYNAMIC_FLOW:
+        return []
+    known = (*WITH_WEIGHT, *BETWEEN_GRIDS, Embedding)
+    return [
+        path
+        for path, module in model.named_modules()
+        if path and not module._modules and module._parameters and not isinstance(module, known)
+    ]
+
+
+def _refuse_unknown(model: Module, unknown: list[str], wishes: Mapping[str, QConfig | None], flow: str) -> None:
+    for path in unknown:
+        config, reason = _wish_for(path, wishes)
+        if config is not None:
+            kind = type(model.get_submodule(path)).__name__
+            raise ValueError(
+                f"{flow}: {path!r} is a {kind}, which has parameters and no integer form. Keep it in "
+                f"float, {{{path!r}: None}} in the qconfig, with a DeQuantStub before it and a QuantStub after it"
+            )
+        model.get_submodule(path).float_reason = reason
 
 
 def _is_below(path: str, parent: str) -> bool:
@@ -123,7 +162,7 @@ def check_quant_stub(model: Module, flow: str) -> None:
 
 def is_quantized(model: Module) -> bool:
     """Whether any layer works on integers already."""
-    return any(isinstance(m, QuantizedLinear | DynamicQuantizedLinear | Quantize) for m in model.modules())
+    return any(isinstance(m, IntegerWeight | BetweenGrids | QFunctional | Quantize) for m in model.modules())
 
 
 def submodule(model: Module, path: str, flow: str) -> Module:

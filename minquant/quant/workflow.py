@@ -1,4 +1,4 @@
-"""From a float model to an integer one: `prepare`, `prepare_qat`, `convert`, `quantize_dynamic`, `fuse_modules`.
+"""From a float model to an integer one: `prepare`, `prepare_qat`, `convert`, `quantize_dynamic`.
 
 All return a new model and leave the one they are given as it was, except that `prepare_qat` shares its Parameters:
 an optimizer made before still trains the model made after.
@@ -7,21 +7,12 @@ an optimizer made before still trains the model made after.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import Any
 
-from minquant.nn import DeQuantStub, Dropout, Identity, Linear, Module, QuantStub, ReLU
+from minquant.nn import DeQuantStub, Dropout, Module, QuantStub
 
-from .conversion import (
-    output_grid,
-    replace_modules,
-    to_dynamic_linear,
-    to_integer_linear,
-    to_qat_linear,
-    weight_observer,
-)
+from .conversion import replace_modules, to_dynamic, to_integers, to_qat, weight_observer
 from .fake_quant import FakeQuantize
-from .linear import LinearReLU
+from .fused import Fused
 from .observers import Observer
 from .qconfig import default_dynamic_qconfig
 from .selection import (
@@ -31,12 +22,11 @@ from .selection import (
     check_quant_stub,
     is_quantized,
     select,
-    submodule,
 )
-from .stubs import DeQuantize, GridDropout, Quantize
+from .stubs import DeQuantize, GridDropout
 from .watching import check_calibrated, watch_output
 
-__all__ = ["convert", "fuse_modules", "prepare", "prepare_qat", "quantize_dynamic"]
+__all__ = ["convert", "prepare", "prepare_qat", "quantize_dynamic"]
 
 
 def prepare(model: Module, qconfig: QConfigs) -> Module:
@@ -64,7 +54,8 @@ def prepare(model: Module, qconfig: QConfigs) -> Module:
     for path, config in configs.items():
         layer = prepared.get_submodule(path)
         if isinstance(layer, WITH_WEIGHT):
-            weight_observer(config, path, "prepare")
+            weight = (layer.layer if isinstance(layer, Fused) else layer).weight
+            weight_observer(config, path, "prepare", weight.ndim)
         watch_output(layer, path, config, Observer, "prepare")
     return prepared
 
@@ -98,7 +89,7 @@ def prepare_qat(model: Module, qconfig: QConfigs) -> Module:
         if path not in configs:
             return None
         if isinstance(module, WITH_WEIGHT):
-            module = to_qat_linear(module, path, configs[path])
+            module = to_qat(module, path, configs[path])
         watch_output(module, path, configs[path], FakeQuantize, "prepare_qat")
         return module
 
@@ -112,8 +103,9 @@ def convert(model: Module) -> Module:
         model: what `prepare` (after calibration) or `prepare_qat` (after training) returned.
 
     Returns:
-        A new model in eval mode: QuantStub → `Quantize`, Linear → `QuantizedLinear`, LinearReLU →
-        `QuantizedLinearReLU`, DeQuantStub → `DeQuantize`.
+        A new model in eval mode: QuantStub → `Quantize`, DeQuantStub → `DeQuantize`, Linear and Conv, with what is
+        fused into them, → `QuantizedLinear`, `QuantizedConv2d` …, FloatFunctional → `QFunctional`, activations, average
+        pooling and norms → `BetweenGrids`. ReLU, max pooling and Flatten work on integers as they are.
 
     Raises:
         ValueError: a model that was not prepared, or is converted already; observers that saw nothing (all named).
@@ -136,11 +128,7 @@ def convert(model: Module) -> Module:
             return DeQuantize()
         if isinstance(module, GridDropout):
             return Dropout(module.p)
-        if path not in watched:
-            return None
-        if isinstance(module, QuantStub):
-            return Quantize(output_grid(module), module.qconfig.backend)
-        return to_integer_linear(module, path)
+        return to_integers(module, path) if path in watched else None
 
     return replace_modules(copy.deepcopy(model), swap).eval()
 
@@ -154,13 +142,14 @@ def quantize_dynamic(model: Module, qconfig: QConfigs | None = None) -> Module:
             `default_dynamic_qconfig()` if left out.
 
     Returns:
-        A new model in eval mode: Linear → `DynamicQuantizedLinear`, LinearReLU → `DynamicQuantizedLinearReLU`.
+        A new model in eval mode: Linear → `DynamicQuantizedLinear`, Conv2d → `DynamicQuantizedConv2d`, and so on.
 
     Raises:
         ValueError: no layer to quantize; a path that names nothing.
         TypeError: a qconfig made for static quantization.
 
-    Source: torch.ao.quantization.quantize_dynamic, torch 2.13, which ignores without a word what it cannot quantize.
+    Source: torch.ao.quantization.quantize_dynamic, torch 2.13, which ignores without a word what it cannot quantize,
+    convolutions among them.
     """
     check_float_model(model, "quantize_dynamic")
     copied = copy.deepcopy(model)
@@ -169,40 +158,6 @@ def quantize_dynamic(model: Module, qconfig: QConfigs | None = None) -> Module:
     def swap(path: str, module: Module) -> Module | None:
         if path not in configs or isinstance(module, QuantStub):
             return None
-        return to_dynamic_linear(module, path, configs[path])
+        return to_dynamic(module, path, configs[path])
 
     return replace_modules(copied, swap).eval()
-
-
-def fuse_modules(model: Module, modules_to_fuse: Sequence[str] | Sequence[Sequence[str]]) -> Module:
-    """Makes one layer of a Linear and the ReLU after it; an `Identity` takes the ReLU's place.
-
-    Args:
-        model: float model.
-        modules_to_fuse: ``["fc1", "relu1"]``, or a list of such pairs.
-
-    Returns:
-        A new model with the same Parameters' values.
-
-    Raises:
-        ValueError: a path that names nothing, or a pair other than Linear and ReLU.
-
-    Source: torch.ao.quantization.fuse_modules, torch 2.13.
-    """
-    if not modules_to_fuse or isinstance(modules_to_fuse, str):
-        raise ValueError(f"fuse_modules: expected the paths of a Linear and a ReLU, got {modules_to_fuse!r}")
-    pairs: Any = [modules_to_fuse] if isinstance(modules_to_fuse[0], str) else modules_to_fuse
-    fused = copy.deepcopy(model)
-    for pair in pairs:
-        parts: Any = [submodule(fused, path, "fuse_modules") for path in pair]
-        if [type(part) for part in parts] != [Linear, ReLU]:
-            kinds = ", ".join(type(part).__name__ for part in parts)
-            raise ValueError(f"fuse_modules: expected a Linear and a ReLU, got {list(pair)} ({kinds})")
-        _set_submodule(fused, pair[0], LinearReLU(*parts))
-        _set_submodule(fused, pair[1], Identity())
-    return fused
-
-
-def _set_submodule(model: Module, path: str, module: Module) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, module)

@@ -286,6 +286,6 @@ def test_other_grids_that_do_not_fit():
 
 
 def test_only_a_linear_and_a_relu_are_fused():
-    assert LinearReLU(nn.Linear(2, 2), nn.ReLU()).linear.in_features == 2
+    assert LinearReLU(nn.Linear(2, 2), nn.ReLU()).layer.in_features == 2
     with pytest.raises(TypeError, match="LinearReLU: expected a Linear and a ReLU, got ReLU and Linear"):
         LinearReLU(nn.ReLU(), nn.Linear(2, 2))

@@ -126,7 +126,7 @@ def test_why_a_layer_stayed_in_float():
     with_gelu = QuantWrapper(nn.Sequential(nn.Linear(3, 3), nn.Flatten(), nn.GELU()))
     prepared = prepare(with_gelu, get_default_qconfig())
     assert row(prepared, "module.1")["note"] == "works on integers as they are"
-    assert row(prepared, "module.2")["note"] == "stays in float: no integer form"
+    assert row(prepared, "module.2")["note"] == "in real values between its input's grid and its own"
 
 
 class Own(nn.Module):

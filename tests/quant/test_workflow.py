@@ -312,11 +312,11 @@ def test_fuse_modules():
 @pytest.mark.parametrize(
     ("pair", "message"),
     [
-        (["fc1", "fc2"], r"fuse_modules: expected a Linear and a ReLU, got \['fc1', 'fc2'\] \(Linear, Linear\)"),
-        (["relu", "fc1"], r"expected a Linear and a ReLU, got \['relu', 'fc1'\] \(ReLU, Linear\)"),
-        (["fc1"], "expected a Linear and a ReLU"),
+        (["fc1", "fc2"], r"fuse_modules: expected a Linear or Conv, .*, got \['fc1', 'fc2'\] \(Linear, Linear\)"),
+        (["relu", "fc1"], r"then a batch norm, a ReLU or both, got \['relu', 'fc1'\] \(ReLU, Linear\)"),
+        (["fc1"], "expected a Linear or Conv, then a batch norm, a ReLU or both"),
         (["fc1", "rlu"], "fuse_modules: no module is named 'rlu'; did you mean 'relu'?"),
-        ([], "fuse_modules: expected the paths of a Linear and a ReLU"),
+        ([], "fuse_modules: expected the paths of layers"),
     ],
 )
 def test_what_cannot_be_fused(pair, message):

@@ -48,6 +48,10 @@ class Dialect(ABC):
     def converted_grid(self, qparams: QParams) -> QParams:
         """The grid that a converted layer writes to, given the grid that calibration chose."""
 
+    def full_spec(self, spec: QSpec) -> QSpec:
+        """The integers that a converted layer writes, given those that were observed: the same."""
+        return spec
+
     @abstractmethod
     def quantize_at_run_time(self, x: np.ndarray, spec: QSpec) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Integers, scale and zero point of a dynamic layer's input, chosen from this very input."""

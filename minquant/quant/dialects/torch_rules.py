@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from minquant.functional.geometry import Geometry
 from minquant.tensor import Tensor
 
 from ..fma import fma
 from ..grid import float_array, refuse_nan
 from ..histogram import HistogramObserver
+from ..integer import accumulate_conv
 from ..observers import (
     MinMaxObserver,
     MovingAverageMinMaxObserver,
@@ -17,9 +19,10 @@ from ..observers import (
 )
 from ..qtensor import QTensor
 from ..spec import QParams, QSpec
-from .base import Dialect, Factory
+from .base import Factory
 from .fbgemm_grid import fbgemm_qparams
 from .fused_fake_quant import FusedMovingAvgObsFakeQuantize
+from .torch_operations import TorchOperations
 
 __all__ = ["TorchDialect"]
 
@@ -28,7 +31,7 @@ PER_CHANNEL = {"dtype": "qint8", "qscheme": "per_channel_symmetric"}
 PER_TENSOR = {"dtype": "qint8", "qscheme": "per_tensor_symmetric"}
 
 
-class TorchDialect(Dialect):
+class TorchDialect(TorchOperations):
     """What fbgemm, x86, qnnpack and onednn have in common."""
 
     run_time_qmax = 127
@@ -74,8 +77,12 @@ class TorchDialect(Dialect):
         codes = quantize_codes(array, qparams.scale, qparams.zero_point)
         return QTensor(np.clip(codes, qparams.spec.qmin, qparams.spec.qmax).astype(qparams.spec.dtype), qparams)
 
+    def full_spec(self, spec: QSpec) -> QSpec:
+        """All of 0…255: reduce_range binds the observer, not the operator."""
+        return QUINT8
+
     def converted_grid(self, qparams: QParams) -> QParams:
-        """The same scale and zero point on all of 0…255: reduce_range binds the observer, not the operator."""
+        """The same scale and zero point on all of 0…255."""
         return QParams(qparams.scale, qparams.zero_point, QUINT8)
 
     def quantize_at_run_time(self, x: np.ndarray, spec: QSpec) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -83,6 +90,42 @@ class TorchDialect(Dialect):
         scale, zero_point = fbgemm_qparams(*run_time_range(x), spec.qmin, spec.qmax)
         grid = np.asarray(scale, np.float32), np.asarray(zero_point, np.int32)
         return np.clip(quantize_codes(x, *grid), 0, 255).astype(np.uint8), *grid
+
+    # ---- convolution -------------------------------------------------------------------------------------------------
+
+    def conv(
+        self, x: QTensor, weight: QTensor, bias: np.ndarray, output: QParams, relu: bool, geometry: Geometry
+    ) -> QTensor:
+        """Static quantized Conv: accumulate, then requantize as this engine's Linear does. See `Dialect.conv`."""
+        acc = self.conv_sums(x, weight, geometry)
+        q = self.requantize(acc, x.qparams.scale, weight.qparams.scale, bias, output, relu)
+        return QTensor(geometry.images(q, x.shape), output)
+
+    def conv_sums(self, x: QTensor, weight: QTensor, geometry: Geometry) -> np.ndarray:
+        """``Σ (qx - zx)(qw - zw)`` over each window, (R, M) int32, exact; the padding contributes nothing."""
+        zx, zw = x.qparams.zero_point, weight.qparams.zero_point
+        return accumulate_conv(x.int_repr(), zx, weight.int_repr(), zw, geometry)
+
+    def dynamic_conv(
+        self, x: np.ndarray, weight: QTensor, bias: np.ndarray, relu: bool, spec: QSpec, geometry: Geometry
+    ) -> np.ndarray:
+        """Dynamic quantized Conv, float32 in and out: a static one whose output is written to the grid of its *input*.
+
+        That is a fault of torch: an output beyond the input's range is cut off at its ends, and one far below it rounds
+        to 0. torch's modules warn of "poor numerical accuracy" for it. The reference dialect returns the real values.
+
+        Source: PackedConvWeight::apply_dynamic and its like (qconv_dynamic.cpp), torch 2.13.
+        """
+        scale, zero_point = fbgemm_qparams(*run_time_range(x), spec.qmin, spec.qmax)
+        grid = QParams(np.asarray(scale, np.float32), np.asarray(zero_point, np.int32), QUINT8)
+        y = self.conv_to_input_grid(self.quantize(x, grid), scale, weight, bias, geometry).dequantize()
+        return np.maximum(y, np.float32(0)) if relu else y
+
+    def conv_to_input_grid(
+        self, x: QTensor, scale: np.float64, weight: QTensor, bias: np.ndarray, geometry: Geometry
+    ) -> QTensor:
+        """Static Conv to the grid of x, whose scale is also given before its rounding to float32."""
+        return self.conv(x, weight, bias, x.qparams, False, geometry)
 
 
 def quantize_codes(x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray) -> np.ndarray:

@@ -1,13 +1,15 @@
-"""``minquant crosscheck``: runs the conformance suite against the installed torch and torchao."""
+"""``minquant crosscheck``: runs the conformance suite against the installed torch, torchao, onnx and onnxruntime."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import importlib.util
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from minquant.commands.output import check_folder, make_console, versions, write_json
@@ -19,14 +21,16 @@ if TYPE_CHECKING:
     from minquant.crosscheck.suite import Check, Result
 
 SHORT = {"torch.ao.quantization.": "ao.", "torch.ops.quantized.": "ops.", "torch.": ""}
-INSTALL = "pip install 'minquant[torch,demo]'"
+INSTALL = "pip install 'minquant[torch,onnx,demo]'"
+ORACLES = ("torch", "torchao", "onnx", "onnxruntime")
+GOLDEN = "what they answered is recorded: `pytest tests/golden` compares minquant with it and needs none of them"
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds ``crosscheck`` to the command line."""
     parser = subparsers.add_parser(
         "crosscheck",
-        help="check every rule against the installed torch and torchao",
+        help="check every rule against the installed torch, torchao, onnx and onnxruntime",
         description="Computes the same thing on both sides, on seeded random and adversarial inputs, and counts the "
         "values that differ by more than the bound. The exit status is 0 if there is none, else 1.",
         epilog="example: minquant crosscheck --quick --only 'static Linear*x86' --json out.json",
@@ -63,43 +67,49 @@ def run(args: argparse.Namespace) -> int:
         if args.json:
             write_json(args.json, {"checks": [{"name": c.name, "oracle": c.oracle, "bound": c.bound} for c in checks]})
         return 0
-    missing = [name for name in ("torch", "rich") if importlib.util.find_spec(name) is None]
-    if missing:
-        return _nothing_checked(checks, missing, args.json)
-    return _run(checks, args)
+    if importlib.util.find_spec("rich") is None:
+        return _nothing_checked(
+            checks, dict.fromkeys((c.name for c in checks), f"rich is not installed: {INSTALL}"), args
+        )
+    ran_on = all_versions()
+    unchecked = {check.name: why for check in checks if (why := _obstacle(check, ran_on))}
+    if len(unchecked) == len(checks):
+        return _nothing_checked(checks, unchecked, args)
+    return _run(checks, unchecked, ran_on, args)
 
 
-def _nothing_checked(checks: Sequence[Check], missing: list[str], path: str | None) -> int:
+def _obstacle(check: Check, ran_on: dict[str, Any]) -> str:
+    """Why a check cannot run here; empty if it can."""
+    if not check.available:
+        return f"{check.needs} is not installed: {INSTALL}"
+    if check.engine and check.engine not in ran_on["engines"]:
+        return f"this torch was built without {check.engine}"
+    if check.vnni and not ran_on["vnni"]:
+        return f"{check.engine} computes otherwise on this processor, which has no VNNI"
+    return ""
+
+
+def _nothing_checked(checks: Sequence[Check], unchecked: dict[str, str], args: argparse.Namespace) -> int:
     """Says what stays unchecked and why; the exit status."""
-    print(f"minquant crosscheck: {' and '.join(missing)} not installed, so none of these was checked:", file=sys.stderr)
-    subjects: dict[str, int] = {}
-    for check in checks:
-        subject = check.name.partition("/")[0]
-        subjects[subject] = subjects.get(subject, 0) + 1
-    for subject, count in subjects.items():
-        print(f"  {subject} ({count} {'check' if count == 1 else 'checks'})", file=sys.stderr)
-    print(f"run: {INSTALL}", file=sys.stderr)
-    if path:
-        why = f"{' and '.join(missing)} not installed"
-        write_json(path, _report([], {check.name: why for check in checks}, all_versions(), complete=False))
+    print("minquant crosscheck: nothing was checked:", file=sys.stderr)
+    _print_unchecked(unchecked, lambda line: print(line, file=sys.stderr))
+    if args.json:
+        write_json(args.json, _report([], unchecked, all_versions(), complete=False))
     return 1
 
 
-def _run(checks: Sequence[Check], args: argparse.Namespace) -> int:
+def _run(checks: Sequence[Check], unchecked: dict[str, str], ran_on: dict[str, Any], args: argparse.Namespace) -> int:
     from minquant.crosscheck.suite import reproducer
 
     started = time.perf_counter()
     console = make_console()
-    ran_on = all_versions()
-    unchecked = {check.name: why for check in checks if (why := _obstacle(check, ran_on))}
-    able = [check for check in checks if check.name not in unchecked]
     _print_versions(console, ran_on)
-    results = _results(console, able, args)
+    results = _results(console, [check for check in checks if check.name not in unchecked], args)
     console.print(_table(results))
     for result in results:
         if not result.ok:
             console.print(reproducer(result, args.seed, args.quick), markup=False, soft_wrap=True, style="red")
-    # An engine that torch lacks cannot be checked by anybody here; a package that is missing can be installed.
+    # What torch or the processor lacks cannot be checked by anybody here; a package that is missing can be installed.
     report = _report(results, unchecked, ran_on, complete=all(check.available for check in checks))
     _print_summary(console, report, results, time.perf_counter() - started)
     if args.json:
@@ -109,15 +119,13 @@ def _run(checks: Sequence[Check], args: argparse.Namespace) -> int:
 
 
 def _results(console: Console, checks: Sequence[Check], args: argparse.Namespace) -> list[Result]:
-    import torch
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from minquant.crosscheck.quiet import one_thread, quiet
     from minquant.crosscheck.suite import run_check
 
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     results = []
-    with quiet(torch), one_thread(torch), Progress(*columns, console=console, transient=True) as bar:
+    with _torch_ready(), Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=len(checks))
         for check in checks:
             bar.update(task, description=check.name)
@@ -126,13 +134,18 @@ def _results(console: Console, checks: Sequence[Check], args: argparse.Namespace
     return results
 
 
-def _obstacle(check: Check, ran_on: dict[str, Any]) -> str:
-    """Why a check cannot run here; empty if it can."""
-    if not check.available:
-        return f"{check.needs} is not installed: {INSTALL}"
-    if check.engine and check.engine not in ran_on["engines"]:
-        return f"this torch was built without {check.engine}"
-    return ""
+@contextlib.contextmanager
+def _torch_ready() -> Iterator[None]:
+    """Torch quiet and on one thread, where it is installed."""
+    if importlib.util.find_spec("torch") is None:
+        yield
+        return
+    import torch
+
+    from minquant.crosscheck.quiet import one_thread, quiet
+
+    with quiet(torch), one_thread(torch):
+        yield
 
 
 def _report(
@@ -150,9 +163,8 @@ def all_versions() -> dict[str, Any]:
     """What this runs on: packages, and the processor as torch sees it; None for what is not installed."""
     return {
         **versions(),
-        "torch": _version("torch"),
-        "torchao": _version("torchao"),
-        **(_processor() if importlib.util.find_spec("torch") else {}),
+        **{name: _version(name) for name in ORACLES},
+        **(_processor() if importlib.util.find_spec("torch") else {"engines": [], "vnni": None}),
     }
 
 
@@ -174,13 +186,12 @@ def _processor() -> dict[str, Any]:
 
 
 def _print_versions(console: Console, ran_on: dict[str, Any]) -> None:
-    packages = ", ".join(f"{name} {ran_on[name]}" for name in ("minquant", "numpy", "torch", "torchao"))
-    vnni = "with VNNI" if ran_on["vnni"] else "without VNNI, where fbgemm's sums may saturate"
-    console.print(packages.replace("torchao None", "no torchao"))
-    console.print(f"processor: {ran_on['cpu_capability']}, {vnni}; engines: {', '.join(ran_on['engines'])}")
-    console.print(
-        "oracles: torch's, unless they say torchao; ao. is torch.ao.quantization, ops. is torch.ops.quantized"
-    )
+    packages = {name: ran_on[name] for name in ("minquant", "numpy", *ORACLES)}
+    console.print(", ".join(f"{name} {found}" if found else f"no {name}" for name, found in packages.items()))
+    if ran_on["torch"]:
+        vnni = "with VNNI" if ran_on["vnni"] else "without VNNI"
+        console.print(f"processor: {ran_on['cpu_capability']}, {vnni}; engines: {', '.join(ran_on['engines'])}")
+    console.print("oracles: torch's, unless they name another; ao. is torch.ao.quantization, ops. torch.ops.quantized")
 
 
 def _table(results: Sequence[Result]) -> Table:
@@ -216,5 +227,15 @@ def _print_summary(console: Console, report: dict[str, Any], results: Sequence[R
         f"[bold]{len(results)} checks, {elements:,} elements, {mismatches:,} beyond their bound"
         f"{f', {failed} checks failed' if failed else ''}[/bold] ({seconds:.0f} s)"
     )
-    for name, why in report["unchecked"].items():
-        console.print(f"not checked: {name} ({why})", markup=False)
+    _print_unchecked(report["unchecked"], lambda line: console.print(line, markup=False))
+
+
+def _print_unchecked(unchecked: dict[str, str], out: Callable[[str], None]) -> None:
+    """By reason, and for each the subjects with the number of their checks; then what stands in for them."""
+    for why in dict.fromkeys(unchecked.values()):
+        subjects = Counter(name.partition("/")[0] for name, reason in unchecked.items() if reason == why)
+        out(f"not checked, since {why}:")
+        for subject, count in subjects.items():
+            out(f"  {subject} ({count} {'check' if count == 1 else 'checks'})")
+    if unchecked:
+        out(GOLDEN)

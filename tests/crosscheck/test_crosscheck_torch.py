@@ -33,8 +33,9 @@ def test_quick(tmp_path, capfd):
     engine, threads = torch.backends.quantized.engine, torch.get_num_threads()
     status, report = run(tmp_path)
     printed = capfd.readouterr()
-    assert status == 0 and report["ok"] and failed(report) == set() and report["unchecked"] == {}
-    assert len(report["checks"]) == len(checks.CHECKS)
+    assert status == 0 and report["ok"] and failed(report) == set()
+    wanting = {c.name for c in checks.CHECKS if c.vnni and not report["versions"]["vnni"]}
+    assert set(report["unchecked"]) == wanting and len(report["checks"]) + len(wanting) == len(checks.CHECKS)
     assert sum(c["elements"] for c in report["checks"]) > 1_000_000
     for c in report["checks"]:
         assert {"name", "oracle", "cases", "elements", "mismatches", "max_abs_diff", "bound", "ok"} <= set(c)
@@ -49,7 +50,7 @@ def test_quick(tmp_path, capfd):
 
 def test_another_seed(tmp_path):
     status, report = run(tmp_path, "--seed", "2013", "--only", "Linear/")
-    assert status == 0 and len(report["checks"]) == 32
+    assert status == 0 and len(report["checks"]) + len(report["unchecked"]) == 33
 
 
 QNNPACK_STATIC = {f"static Linear/qnnpack per {w}{r}" for w in ("tensor", "channel") for r in ("", " relu")}
@@ -110,7 +111,7 @@ def test_a_planted_fault_is_named(tmp_path, monkeypatch, fault):
     if expected is None:
         assert failed(report) == ran
     else:
-        assert expected <= failed(report)
+        assert expected - set(report["unchecked"]) <= failed(report) != set()
         assert {n for n in failed(report) if "forward" in n} == {n for n in expected if "forward" in n}
 
 
@@ -120,15 +121,29 @@ def test_without_torchao_the_rest_is_checked_and_the_gap_named(tmp_path, monkeyp
     status, report = run(tmp_path, "--only", "quantize* per channel")
     assert status == 1 and failed(report) == set() and report["checks"] and not report["ok"]
     assert "torchao/quantize per channel" in report["unchecked"] and report["versions"]["torchao"] is None
-    assert "torchao is not installed" in capsys.readouterr().out
+    assert "not checked, since torchao is not installed" in capsys.readouterr().out
+
+
+def made_up(engine, **options):
+    def draw(rng, quick):
+        yield {"x": 1}
+
+    return Check(
+        f"made up/{engine}", "torch.rule", draw, lambda _: np.ones(1), lambda _: np.ones(1), 0.0, engine, **options
+    )
 
 
 def test_an_engine_that_torch_lacks_is_named_and_no_failure(tmp_path, monkeypatch):
-    def run_nothing(rng, quick):
-        yield {}, np.ones(1), np.ones(1)
-
-    there, lacking = (Check(f"made up/{e}", "torch.rule", run_nothing, engine=e) for e in ("x86", "abacus"))
-    monkeypatch.setattr(checks, "CHECKS", (there, lacking))
+    monkeypatch.setattr(checks, "CHECKS", (made_up("x86"), made_up("abacus")))
     status, report = run(tmp_path)
     assert status == 0 and report["ok"] and [c["name"] for c in report["checks"]] == ["made up/x86"]
     assert report["unchecked"] == {"made up/abacus": "this torch was built without abacus"}
+
+
+@pytest.mark.parametrize("vnni", [True, False])
+def test_a_processor_without_vnni_is_named_and_no_failure(tmp_path, monkeypatch, vnni):
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: vnni)
+    monkeypatch.setattr(checks, "CHECKS", (made_up("x86"), made_up("onednn", vnni=True)))
+    status, report = run(tmp_path)
+    assert status == 0 and report["ok"] and len(report["checks"]) == 1 + vnni
+    assert list(report["unchecked"]) == ([] if vnni else ["made up/onednn"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -17,10 +18,13 @@ NAN, INF = np.nan, np.inf
 
 
 def check(cases, bound=0.0, name="made up/rule", oracle="torch.rule"):
-    def run(rng, quick):
-        yield from cases(rng, quick) if callable(cases) else cases
+    """Cases are (inputs, ours, theirs)."""
 
-    return Check(name, oracle, run, bound)
+    def draw(rng, quick):
+        for case in cases:
+            yield {"case": case}
+
+    return Check(name, oracle, draw, lambda inputs: inputs["case"][1], lambda inputs: inputs["case"][2], bound)
 
 
 @pytest.mark.parametrize(
@@ -69,12 +73,21 @@ def test_what_compares_nothing_is_not_ok():
     assert not run_check(check([({}, np.zeros(0), np.zeros(0))]), 0, False).ok
 
 
-def test_a_check_that_raises_fails_and_says_why():
-    def cases(rng, quick):
-        yield {}, np.ones(1), np.ones(1)
-        raise RuntimeError("the engine is out of order")
+def out_of_order(inputs):
+    raise RuntimeError("the engine is out of order")
 
-    result = run_check(check(cases), 3, True)
+
+@pytest.mark.parametrize("side", ["draw", "ours", "theirs"])
+def test_a_check_that_raises_fails_and_says_why(side):
+    def draw(rng, quick):
+        yield {"x": 1}
+        yield {"x": out_of_order({}) if side == "draw" else 2}
+
+    def answer(named):
+        return lambda inputs: out_of_order(inputs) if side == named and inputs["x"] == 2 else np.ones(1)
+
+    made_up = Check("made up/rule", "torch.rule", draw, answer("ours"), answer("theirs"))
+    result = run_check(made_up, 3, True)
     assert not result.ok and result.cases == 1
     told = reproducer(result, 3, True)
     assert "RuntimeError: the engine is out of order" in told
@@ -86,35 +99,28 @@ def test_other_names_on_the_other_side_are_an_error():
     assert not result.ok and "['a']" in result.error and "['b']" in result.error
 
 
-def drawn(rng, quick):
-    x = rng.random(2 if quick else 4)
-    yield {"x": x}, x, x
-
-
 def test_inputs_follow_from_the_seed_and_the_name_alone():
-    def inputs(seed, name, quick=False):
-        return [case[0]["x"].tolist() for case in recorded_cases(seed, name, quick)]
+    def drawn(seed, name, quick=False):
+        def draw(rng, quick):
+            yield {"x": rng.random(2 if quick else 4)}
 
-    def recorded_cases(seed, name, quick):
         seen = []
+        run_check(Check(name, "torch.rule", draw, lambda inputs: seen.append(inputs["x"].tolist()), None), seed, quick)
+        return seen[0]
 
-        def cases(rng, quick):
-            for case in drawn(rng, quick):
-                seen.append(case)
-                yield case
+    assert drawn(0, "a") == drawn(0, "a")
+    assert drawn(0, "a") != drawn(1, "a")
+    assert drawn(0, "a") != drawn(0, "b")
+    assert len(drawn(0, "a", quick=True)) == 2
 
-        run_check(check(cases, name=name), seed, quick)
-        return seen
 
-    assert inputs(0, "a") == inputs(0, "a")
-    assert inputs(0, "a") != inputs(1, "a")
-    assert inputs(0, "a") != inputs(0, "b")
-    assert len(inputs(0, "a", quick=True)[0]) == 2
+def fixed(inputs, ours, theirs):
+    return Check("made up/rule", "torch.rule", lambda rng, quick: iter([inputs]), lambda _: ours, lambda _: theirs)
 
 
 def test_a_reproducer_has_what_is_needed_to_see_it_again():
     x = np.array([0.5, 1.5], np.float32)
-    small = run_check(check([({"kind": "ties", "x": x}, np.array([0, 2]), np.array([1, 2]))]), 7, False)
+    small = run_check(fixed({"kind": "ties", "x": x}, np.array([0, 2]), np.array([1, 2])), 7, False)
     told = reproducer(small, 7, False)
     assert len(told.splitlines()) == 5
     assert told.startswith("made up/rule, seed 7, case 0: 1 of 2 values of 'output' differ, by up to 1")
@@ -123,15 +129,15 @@ def test_a_reproducer_has_what_is_needed_to_see_it_again():
 
     zeros, wrong = np.zeros((20, 30)), np.zeros((20, 30))
     wrong[1, 2] = 3
-    told = reproducer(run_check(check([({"x": zeros}, zeros, wrong)]), 0, False), 0, False)
+    told = reproducer(run_check(fixed({"x": zeros}, zeros, wrong), 0, False), 0, False)
     assert len(told.splitlines()) == 5 and "x=float64[20, 30] in 0 … 0" in told
     assert "theirs: 3 at [32] of [20, 30]" in told
 
 
 def test_a_reproducer_of_other_shapes():
-    told = reproducer(run_check(check([({"n": 0}, np.zeros((3, 5)), np.zeros(20))]), 0, False), 0, False)
+    told = reproducer(run_check(fixed({"n": 0}, np.zeros((3, 5)), np.zeros(20)), 0, False), 0, False)
     assert "float64[3, 5]" in told and "float64[20]" in told
-    told = reproducer(run_check(check([({"n": 0}, np.zeros((0, 3)), np.zeros(0))]), 0, False), 0, False)
+    told = reproducer(run_check(fixed({"n": 0}, np.zeros((0, 3)), np.zeros(0)), 0, False), 0, False)
     assert "array([], shape=(0, 3)" in told
 
 
@@ -141,7 +147,7 @@ def test_a_reproducer_of_other_shapes():
 def test_every_check_has_a_name_of_its_own_and_an_oracle():
     names = [c.name for c in checks.CHECKS]
     assert len(set(names)) == len(names) >= 60
-    assert {c.needs for c in checks.CHECKS} == {"torch", "torchao"}
+    assert {"torch", "torchao"} <= {c.needs for c in checks.CHECKS} <= {"torch", "torchao", "onnx", "onnxruntime"}
     for engine in ENGINES:
         for subject in ("static Linear", "dynamic Linear", "flow"):
             assert any(c.name.startswith(subject) and c.engine == engine for c in checks.CHECKS)
@@ -184,20 +190,39 @@ def without(monkeypatch):
     return hide
 
 
-def test_without_torch_it_says_what_it_could_not_check(capsys, tmp_path, without):
-    without("torch", "torchao")
-    report = tmp_path / "out.json"
-    assert cli.main(["crosscheck", "--json", str(report)]) == 1
+def crosscheck(tmp_path, *arguments):
+    path = tmp_path / "out.json"
+    status = cli.main(["crosscheck", "--quick", "--json", str(path), *arguments])
+    return status, json.loads(path.read_text())
+
+
+def test_without_any_oracle_it_says_what_it_could_not_check(capsys, tmp_path, without):
+    without("torch", "torchao", "onnx", "onnxruntime")
+    status, report = crosscheck(tmp_path)
     error = capsys.readouterr().err
-    assert "torch not installed" in error and "static Linear (16 checks)" in error
-    assert "pip install 'minquant[torch,demo]'" in error
-    written = json.loads(report.read_text())
-    assert written["ok"] is False and written["checks"] == [] and written["versions"]["torch"] is None
-    assert set(written["unchecked"]) == {c.name for c in checks.CHECKS}
+    assert status == 1 and "torch is not installed" in error and "  static Linear (16 checks)" in error
+    assert "pip install 'minquant[torch,onnx,demo]'" in error and "pytest tests/golden" in error
+    assert report["ok"] is False and report["checks"] == []
+    assert {report["versions"][name] for name in ("torch", "torchao", "onnx", "onnxruntime")} == {None}
+    assert set(report["unchecked"]) == {c.name for c in checks.CHECKS}
+
+
+def test_without_torch_the_others_are_checked(capsys, tmp_path, without, monkeypatch):
+    without("torch", "torchao")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setattr(
+        checks, "CHECKS", (check([({}, np.ones(1), np.ones(1))], oracle="json.dumps"), check([], name="not here/rule"))
+    )
+    status, report = crosscheck(tmp_path)
+    printed = capsys.readouterr().out
+    assert status == 1 and report["ok"] is False
+    assert [c["name"] for c in report["checks"]] == ["made up/rule"] and report["checks"][0]["ok"]
+    assert list(report["unchecked"]) == ["not here/rule"]
+    assert "no torch, no torchao" in printed and "not here (1 check)" in printed and "pytest tests/golden" in printed
 
 
 def test_list_needs_no_torch(capsys, tmp_path, without):
-    without("torch", "torchao", "rich")
+    without("torch", "torchao", "onnx", "onnxruntime", "rich")
     report = tmp_path / "out.json"
     assert cli.main(["crosscheck", "--list", "--only", "flow/qat", "--json", str(report)]) == 0
     lines = capsys.readouterr().out.splitlines()

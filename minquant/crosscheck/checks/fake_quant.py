@@ -55,9 +55,9 @@ def _their_fused(inputs: Inputs) -> dict[str, np.ndarray]:
 def _plain(fake_quantize: Any, wrap: Any, batches: np.ndarray) -> dict[str, np.ndarray]:
     found = {}
     for i, batch in enumerate(batches):
-        found[f"y {i}"] = np.array(fake_quantize(wrap(batch.copy())).data)
+        found[f"y {i}"] = np.asarray(fake_quantize(wrap(batch.copy())).data)
         for end in ("min_val", "max_val"):
-            found[f"{end} {i}"] = np.array(getattr(fake_quantize.activation_post_process, end).data)
+            found[f"{end} {i}"] = np.asarray(getattr(fake_quantize.activation_post_process, end).data).copy()
     return found
 
 

@@ -36,9 +36,9 @@ def _steps(observer: Any, wrap: Any, inputs: Inputs, buffers: tuple[str, ...], g
             warnings.filterwarnings("ignore", "torch.inf detected in input tensor")
             warnings.filterwarnings("ignore", "must run observer before calling calculate_qparams")
             observer(wrap(x.copy()))
-            found |= {f"{name} {i}": np.array(getattr(observer, name).data) for name in buffers}
+            found |= {f"{name} {i}": np.asarray(getattr(observer, name).data).copy() for name in buffers}
             if grids:
-                found |= {f"{n} {i}": np.array(a) for n, a in zip(GRID, observer.calculate_qparams(), strict=True)}
+                found |= {f"{n} {i}": np.asarray(a) for n, a in zip(GRID, observer.calculate_qparams(), strict=True)}
     return found
 
 

@@ -254,3 +254,14 @@ def test_the_learned_scale_is_in_the_checkpoint():
     for prepared in (model, again):
         prepared.apply(disable_observer)
     assert np.array_equal(again.eval()(x).data, model.eval()(x).data)
+
+
+def test_who_learns_from_the_start_needs_no_observer():
+    weight = LearnableFakeQuantize.with_args(**{**PER_CHANNEL, "observer": PerChannelMinMaxObserver})
+    activation = LearnableFakeQuantize.with_args(observer=MinMaxObserver, scale=0.1)
+    model = prepare_qat(QuantWrapper(nn.Sequential(nn.Linear(3, 2))).train(), QConfig(activation, weight))
+    for path in ("quant.activation_post_process", "module.0.activation_post_process"):
+        model.get_submodule(path).enable_param_learning()
+    x = np.random.default_rng(0).standard_normal((9, 3)).astype(F32)
+    train(model, x, np.zeros((9, 2), F32), 2)
+    assert np.array_equal(convert(model.eval())(x).data, model(x).data)

@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from ..suite import Check
-from . import fake_quant, flows, linear, matmul, observers, optimizers, primitives, randoms, saturation, torchao_rules
+from . import (
+    fake_quant,
+    flows,
+    linear,
+    lsq,
+    matmul,
+    observers,
+    optimizers,
+    primitives,
+    randoms,
+    saturation,
+    torchao_rules,
+)
 
 __all__ = ["CHECKS"]
 
@@ -13,6 +25,7 @@ CHECKS: tuple[Check, ...] = (
     *primitives.CHECKS,
     *torchao_rules.CHECKS,
     *fake_quant.CHECKS,
+    *lsq.CHECKS,
     *matmul.CHECKS,
     *linear.CHECKS,
     *saturation.CHECKS,

@@ -12,20 +12,22 @@ from .fbgemm import FBGEMM
 from .fbgemm_avx2 import FBGEMMWithoutVNNI
 from .fused_fake_quant import FusedMovingAvgObsFakeQuantize
 from .onednn import ONEDNN
+from .onednn_avx2 import ONEDNNWithoutVNNI
 from .onnx import ONNX, ONNXRuntime
 from .qnnpack import QNNPACK
 from .reference import Reference
+from .x86 import X86
 
 __all__ = ["Dialect", "FusedMovingAvgObsFakeQuantize", "get_dialect"]
 
-# torch's "x86" engine hands Linear to fbgemm
 _DIALECTS: dict[str, Dialect] = {
     "reference": Reference(),
     "fbgemm": FBGEMM(),
-    "x86": FBGEMM(),
+    "x86": X86(),
     "fbgemm_avx2": FBGEMMWithoutVNNI(),
     "qnnpack": QNNPACK(),
     "onednn": ONEDNN(),
+    "onednn_avx2": ONEDNNWithoutVNNI(),
     "onnx": ONNX(),
     "onnxruntime": ONNXRuntime(),
 }

@@ -1,11 +1,15 @@
-"""fbgemm, torch's engine for x86 servers; ``"x86"`` is the same arithmetic for Linear."""
+"""fbgemm, torch's engine for x86 servers, on a processor with VNNI."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from minquant.functional.geometry import Geometry
+
 from ..fma import fma
+from ..qtensor import QTensor
 from ..spec import QParams
+from .saturating_conv import windows_in_pairs
 from .torch_rules import TorchDialect, saturating_pack
 
 __all__ = ["FBGEMM"]
@@ -43,3 +47,27 @@ class FBGEMM(TorchDialect):
         steps = np.rint(with_bias * multiplier)
         lowest = int(output.zero_point) if relu else output.spec.qmin
         return saturating_pack(steps, output.zero_point, lowest, output.spec.qmax)
+
+    def conv_sums(self, x: QTensor, weight: QTensor, geometry: Geometry) -> np.ndarray:
+        """Exact, but for the depthwise kernel, which adds products in pairs in int16 on every processor."""
+        if not has_depthwise_kernel(weight.shape, geometry):
+            return super().conv_sums(x, weight, geometry)
+        zx, zw = x.qparams.zero_point, weight.qparams.zero_point
+        return windows_in_pairs(x.int_repr(), zx, weight.int_repr(), zw, geometry)
+
+
+def has_depthwise_kernel(weight_shape: tuple[int, ...], geometry: Geometry) -> bool:
+    """Whether FBGEMM runs its depthwise kernel: a multiple of 8 channels, each its own group, and a common window.
+
+    Source: takeDepthWiseFastPath in FbgemmConv.cc.
+    """
+    size = geometry.kernel[0]
+    return (
+        weight_shape[1] == 1
+        and weight_shape[0] in (geometry.groups, 2 * geometry.groups)
+        and geometry.groups % 8 == 0
+        and geometry.kernel in ((3, 3), (5, 5), (7, 7))
+        and geometry.padding == ((size // 2, size // 2),) * 2
+        and set(geometry.stride) <= {1, 2}
+        and set(geometry.dilation) == {1}
+    )

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from minquant.functional.geometry import Geometry
 from minquant.kernels.saturating import saturating_matmul
 
 from ..integer import accumulate
+from ..qtensor import QTensor
 from .fbgemm import FBGEMM
+from .saturating_conv import windows_in_pairs
 
 __all__ = ["FBGEMMWithoutVNNI"]
 
@@ -25,3 +28,8 @@ class FBGEMMWithoutVNNI(FBGEMM):
     def accumulate(self, qx: np.ndarray, zx: np.ndarray, qw: np.ndarray, zw: np.ndarray) -> np.ndarray:
         """``Σ_pairs clip(qx·qw + qx'·qw', int16) - zx·Σ qw - zw·Σ qx + K·zx·zw``."""
         return accumulate(qx, zx, qw, zw, saturating_matmul)
+
+    def conv_sums(self, x: QTensor, weight: QTensor, geometry: Geometry) -> np.ndarray:
+        """The same over each window, whatever kernel runs it."""
+        zx, zw = x.qparams.zero_point, weight.qparams.zero_point
+        return windows_in_pairs(x.int_repr(), zx, weight.int_repr(), zw, geometry)

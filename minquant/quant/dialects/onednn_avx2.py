@@ -1,0 +1,70 @@
+"""onednn on an x86 processor without VNNI: other kernels, which may saturate and which round in another order."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minquant.functional.geometry import Geometry
+from minquant.kernels.saturating import saturating_matmul
+
+from ..integer import accumulate
+from ..qtensor import QTensor
+from ..spec import QParams
+from .onednn import ONEDNN
+from .saturating_conv import taps_in_pairs
+
+__all__ = ["ONEDNNWithoutVNNI"]
+
+
+class ONEDNNWithoutVNNI(ONEDNN):
+    """Products are added in pairs in int16, and the scales of input and weight are multiplied first.
+
+    A convolution has three kernels. Depthwise: exact sums. Groups of channels that are not multiples of 4: the
+    library's plain reference, with exact sums, onednn's order of multiplications, and a division by the output's
+    scale. All others: pairs of neighbouring channels within a tap.
+
+    Source: jit_uni_x8s8s32x_convolution, ref_convolution_int8 and gemm_x8s8s32x_matmul of oneDNN 3.12, as AVX2 runs
+    them in torch 2.13.
+    """
+
+    name = "onednn_avx2"
+
+    def accumulate(self, qx: np.ndarray, zx: np.ndarray, qw: np.ndarray, zw: np.ndarray) -> np.ndarray:
+        """``Σ_pairs clip(qx·qw + qx'·qw', int16) - zx·Σ qw``."""
+        return accumulate(qx, zx, qw, zw, saturating_matmul)
+
+    def to_real(self, acc: np.ndarray, x_scale: np.ndarray, w_scale: np.ndarray, bias: np.ndarray) -> np.ndarray:
+        """``y = f(f(f(acc) · f(se·we)) + bias)``."""
+        return acc.astype(np.float32) * (x_scale * w_scale) + bias
+
+    def conv_sums(self, x: QTensor, weight: QTensor, geometry: Geometry) -> np.ndarray:
+        """Exact for depthwise, else in pairs."""
+        if geometry.groups > 1 and weight.shape[:2] == (geometry.groups, 1):
+            return super().conv_sums(x, weight, geometry)
+        return taps_in_pairs(x.int_repr(), x.qparams.zero_point, weight.int_repr(), geometry)
+
+    def conv_of_scales(
+        self,
+        x: QTensor,
+        weight: QTensor,
+        bias: np.ndarray,
+        output: QParams,
+        relu: bool,
+        geometry: Geometry,
+        x_scale: np.ndarray,
+        out_scale: np.ndarray,
+    ) -> QTensor:
+        """By the library's reference kernel, ``rint(f(f(u/so') + zo))``, where there is no other."""
+        if not has_no_kernel(weight.shape, geometry):
+            return super().conv_of_scales(x, weight, bias, output, relu, geometry, x_scale, out_scale)
+        real = super().to_real(super().conv_sums(x, weight, geometry), x_scale, weight.qparams.scale, bias)
+        real = np.maximum(real, np.float32(0)) if relu else real
+        codes = np.rint(real / out_scale + output.zero_point.astype(np.float32))
+        codes = np.clip(codes, output.spec.qmin, output.spec.qmax).astype(np.uint8)
+        return QTensor(geometry.images(codes, x.shape), output)
+
+
+def has_no_kernel(weight_shape: tuple[int, ...], geometry: Geometry) -> bool:
+    """Whether oneDNN falls back on its reference: groups of channels in or out that are no multiple of 4."""
+    per_group = weight_shape[0] // geometry.groups, weight_shape[1]
+    return geometry.groups > 1 and per_group != (1, 1) and any(n % 4 for n in per_group)

@@ -10,6 +10,7 @@ from . import (
     lsq,
     matmul,
     observers,
+    operations,
     optimizers,
     primitives,
     randoms,
@@ -29,6 +30,7 @@ CHECKS: tuple[Check, ...] = (
     *matmul.CHECKS,
     *linear.CHECKS,
     *saturation.CHECKS,
+    *operations.CHECKS,
     *flows.CHECKS,
     *optimizers.CHECKS,
 )

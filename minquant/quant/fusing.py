@@ -79,7 +79,7 @@ def _fuse(model: Module, modules_to_fuse: Any, flow: str, fuse: Callable[[list[A
         new.train(parts[0].training)
         _set_submodule(fused, paths[0], new)
         for path in paths[1:]:
-            _set_submodule(fused, path, Identity())
+            _set_submodule(fused, path, Identity().train(new.training))
     return fused
 
 

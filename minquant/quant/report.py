@@ -125,7 +125,7 @@ def _row(path: str, module: Module, flow: str) -> dict[str, Any]:
     activation = module.input_spec if _is_dynamic(module) else output
     return {
         "layer": path or "(model)",
-        "kind": type(module).__name__,
+        "kind": _kind(module),
         "weight": _weight_grid(module),
         "activation": str(activation) if activation else "float32" if features else "",
         "bytes_before": before,
@@ -134,6 +134,12 @@ def _row(path: str, module: Module, flow: str) -> dict[str, Any]:
         "activation_bytes_after": _bytes(features, output) if features and output else real,
         "note": _note(module, flow),
     }
+
+
+def _kind(module: Module) -> str:
+    """The class; of one between grids, the float module's too."""
+    inner = f"({type(module.module).__name__})" if isinstance(module, BetweenGrids) else ""
+    return type(module).__name__ + inner
 
 
 def _is_dynamic(module: Module) -> bool:

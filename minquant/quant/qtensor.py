@@ -147,7 +147,8 @@ class QTensor:
     def _refuse(self, *_: Any) -> Any:
         raise TypeError(
             "arithmetic on a quantized tensor is refused: its integers mean nothing without their scale, and the "
-            "result needs a grid of its own. Call .dequantize() first, or put a DeQuantStub before this operation"
+            "result needs a grid of its own. Call .dequantize() first, put a DeQuantStub before this operation, or let "
+            "an nn.FloatFunctional do it: self.skip.add(x, y) for x + y"
         )
 
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _refuse

@@ -102,6 +102,7 @@ class IntegerWeight(Module):
 
     Raises:
         ValueError: a weight grid that the dialect has no arithmetic for; a bias of another shape.
+        TypeError: a bias that is not float32.
     """
 
     relu = False
@@ -112,6 +113,11 @@ class IntegerWeight(Module):
         get_dialect(backend).check_weight(weight.qparams.spec)
         if bias is not None and bias.shape != weight.shape[:1]:
             raise ValueError(f"{self._kind}: expected a bias of shape ({weight.shape[0]},), got {bias.shape}")
+        if bias is not None and bias.dtype != np.float32:
+            raise TypeError(
+                f"{self._kind}: expected a float32 bias, got {bias.dtype}; an integer bias means nothing without its "
+                "scale: give its real values, bias · scale"
+            )
         self.weight = weight
         self.bias = bias
         self.backend = backend

@@ -157,35 +157,27 @@ def _foreign(function: FunctionType) -> list[str]:
 def _torch_uses(code: CodeType, function: FunctionType) -> Iterator[str]:
     """Each global or closed-over value of torch's, with the attributes read from it: "torch.nn.functional.relu"."""
     cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-    closed = {name: cell.cell_contents for name, cell in cells}
-    scope = {**function.__globals__, **closed}
+    scope = {**function.__globals__, **{name: cell.cell_contents for name, cell in cells}}
     value: Any = None
     name = ""
     for step in dis.get_instructions(code):
-        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF"):
-            if name:
-                yield name
-            value = scope.get(step.argval)
-            name = _torch_name(value)
-        elif name and step.opname in ("LOAD_ATTR", "LOAD_METHOD") and isinstance(value, ModuleType):
-            value = getattr(value, step.argval, None)
-            name = f"{name}.{step.argval}"
-        elif step.opname == "IMPORT_NAME" and step.argval.split(".")[0] == "torch":
-            yield step.argval
-        elif name:
+        if name and step.opname in ("LOAD_ATTR", "LOAD_METHOD") and isinstance(value, ModuleType):
+            value, name = getattr(value, step.argval, None), f"{name}.{step.argval}"
+            continue
+        if name:
             yield name
-            name = ""
-    if name:
-        yield name
+        name = ""
+        if step.opname in ("LOAD_GLOBAL", "LOAD_DEREF") and _is_torchs(scope.get(step.argval)):
+            value = scope[step.argval]
+            name = value.__name__ if isinstance(value, ModuleType) else f"torch's {step.argval}"
+        elif step.opname == "IMPORT_NAME" and step.argval.split(".")[0] == "torch":
+            name = step.argval
 
 
-def _torch_name(value: Any) -> str:
-    """The full name of a module, function or class of torch's; "" for anything else."""
-    if isinstance(value, ModuleType):
-        name = value.__name__
-    else:
-        name = f"{getattr(value, '__module__', None) or ''}.{getattr(value, '__qualname__', '')}"
-    return name if name.split(".")[0] == "torch" else ""
+def _is_torchs(value: Any) -> bool:
+    """Whether a value is torch, one of its modules, or something defined there."""
+    where = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+    return isinstance(where, str) and where.split(".")[0] == "torch"
 
 
 def _raised_by_forward(error: BaseException) -> bool:

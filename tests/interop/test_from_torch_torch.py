@@ -15,6 +15,7 @@ from minquant.quant.fused import FUSED
 torch = pytest.importorskip("torch")
 import torch.ao.nn.intrinsic as intrinsic
 from torch.nn import functional as TF
+from torch.nn.functional import softmax
 
 T = torch.nn
 RNG = np.random.default_rng(0)
@@ -288,7 +289,7 @@ class Functions(T.Module):
         return self.joined([TF.relu(self.fc(y)) for y in (x, torch.nn.functional.relu(x))])
 
     def joined(self, parts: Any) -> Any:
-        return torch.cat(parts)
+        return softmax(torch.cat(parts), dim=0)
 
 
 class Importing(T.Module):
@@ -378,7 +379,7 @@ def patched() -> Any:
         (prepared, ["quant (QuantStub)", "activation_post_process", "has hooks", "plain float model"]),
         (lambda: torch.ao.nn.quantized.Linear(2, 2), ["no counterpart of torch.ao.nn.quantized.modules.linear.Linear"]),
         (lambda: torch.nn.utils.parametrizations.weight_norm(T.Linear(2, 2)), ["ParametrizedLinear", "no counterpart"]),
-        (Functions, ["Functions", "torch.nn.functional.relu", "torch.cat", "joined", "into="]),
+        (Functions, ["Functions", "torch.nn.functional.relu", "torch.cat", "torch's softmax", "its joined uses", "into="]),
         (Importing, ["Importing", "uses torch.nn.functional", "into="]),
         (
             lambda: T.Sequential(Closed()),

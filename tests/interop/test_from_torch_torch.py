@@ -379,7 +379,7 @@ def patched() -> Any:
         (prepared, ["quant (QuantStub)", "activation_post_process", "has hooks", "plain float model"]),
         (lambda: torch.ao.nn.quantized.Linear(2, 2), ["no counterpart of torch.ao.nn.quantized.modules.linear.Linear"]),
         (lambda: torch.nn.utils.parametrizations.weight_norm(T.Linear(2, 2)), ["ParametrizedLinear", "no counterpart"]),
-        (Functions, ["Functions", "torch.nn.functional.relu", "torch.cat", "torch's softmax", "its joined uses", "into="]),
+        (Functions, ["Functions", "torch.nn.functional.relu", "torch.cat", "torch's softmax", "joined uses"]),
         (Importing, ["Importing", "uses torch.nn.functional", "into="]),
         (
             lambda: T.Sequential(Closed()),

@@ -163,6 +163,48 @@ def test_gradient_of_embedding() -> None:
     gradcheck("embedding", lambda w: F.embedding(index, w), [RNG.uniform(-1, 1, (4, 3))])
 
 
+BAG = np.array([2, 0, 3, 2, 1])
+ROWS = np.array([[1.0, 10.0], [2.0, 20.0], [4.0, 40.0], [8.0, 80.0]])
+
+
+def test_bags_are_sums_and_means_and_empty_ones_zero() -> None:
+    offsets = np.array([0, 2, 2])
+    total, mean = (F.embedding_bag(BAG, ROWS, offsets, mode) for mode in ("sum", "mean"))
+    assert total.tolist() == [[5, 50], [0, 0], [14, 140]]
+    assert mean.tolist() == [[2.5, 25], [0, 0], [14 / 3, 140 / 3]]
+    assert F.embedding_bag(BAG, ROWS, np.array([0, 2, 2, 5]), include_last_offset=True).tolist() == mean.tolist()
+    assert F.embedding_bag(np.array([[0, 1], [2, 3]]), ROWS, mode="sum").tolist() == [[3, 30], [12, 120]]
+    assert F.embedding_bag(np.zeros((2, 0), int), ROWS).tolist() == [[0, 0], [0, 0]]
+
+
+def test_the_padding_row_is_in_no_bag_and_not_in_its_number() -> None:
+    weight = Tensor(ROWS.copy(), requires_grad=True)
+    out = F.embedding_bag(np.array([[2, 0], [0, 0], [1, 3]]), weight, padding_idx=-4)
+    assert out.tolist() == [[4, 40], [0, 0], [5, 50]]
+    out.sum().backward()
+    assert weight.grad.tolist() == [[0, 0], [0.5, 0.5], [1, 1], [0.5, 0.5]]
+
+
+def test_each_index_has_its_weight() -> None:
+    weights = np.array([0.5, 2.0, -1.0, 0.0, 1.0])
+    out = F.embedding_bag(BAG, ROWS, np.array([0, 2]), "sum", weights)
+    assert out.tolist() == [[4, 40], [-6, -60]]
+
+
+@pytest.mark.parametrize("padding_idx", [None, 2])
+def test_gradients_of_embedding_bag(padding_idx: int | None) -> None:
+    offsets, weight = np.array([0, 2, 2]), RNG.uniform(-1, 1, (4, 3))
+    for mode in ("sum", "mean"):
+        gradcheck(
+            "embedding_bag", lambda w, m=mode: F.embedding_bag(BAG, w, offsets, m, None, False, padding_idx), [weight]
+        )
+    gradcheck(
+        "embedding_bag weighted",
+        lambda w, factors: F.embedding_bag(BAG, w, offsets, "sum", factors, False, padding_idx),
+        [weight, RNG.uniform(-1, 1, 5)],
+    )
+
+
 # ---- bad input -----------------------------------------------------------------------------------------------------
 
 
@@ -202,6 +244,15 @@ def test_gradient_of_embedding() -> None:
         (lambda: F.rms_norm(zeros(2, 3), (3, 2)), ["rms_norm", "(2, 3)", "(3, 2)"]),
         (lambda: F.embedding(np.array([0]), zeros(3)), ["embedding", "(3,)"]),
         (lambda: F.embedding(np.array([0]), zeros(3, 2), padding_idx=3), ["padding_idx 3", "3 rows"]),
+        (lambda: F.embedding_bag(BAG, zeros(4, 2)), ["(indices,)", "(5,)", "without offsets"]),
+        (lambda: F.embedding_bag(BAG[None], zeros(4, 2), np.array([0])), ["(1, 5)", "with offsets"]),
+        (lambda: F.embedding_bag(BAG, zeros(4, 2), np.array([0, 6])), ["offsets", "5 indices", "[0, 6]"]),
+        (lambda: F.embedding_bag(BAG, zeros(4, 2), np.array([1])), ["offsets must begin at 0", "[1]"]),
+        (lambda: F.embedding_bag(BAG, zeros(4, 2), np.array([0, 3, 2])), ["offsets", "ascend", "[0, 3, 2]"]),
+        (lambda: F.embedding_bag(BAG, zeros(4, 2), np.array([0, 4]), include_last_offset=True), ["end at", "[0, 4]"]),
+        (lambda: F.embedding_bag(BAG, zeros(4, 2), np.array([0]), "max"), ["mode", "'max'"]),
+        (lambda: F.embedding_bag(BAG, zeros(4, 2), np.array([0]), "mean", zeros(5)), ["per_sample_weights", "'mean'"]),
+        (lambda: F.embedding_bag(BAG, zeros(4, 2), np.array([0]), "sum", zeros(4)), ["(5,)", "(4,)"]),
     ],
 )
 def test_what_does_not_fit_is_named(call, words: list[str]) -> None:
@@ -225,6 +276,8 @@ def test_what_does_not_fit_is_named(call, words: list[str]) -> None:
         (lambda: F.rms_norm(np.zeros((2, 3), int), 3, eps=0.1), ["RMSNorm", ".float()"]),
         (lambda: F.rms_norm(np.zeros((2, 3), int), 3), ["RMSNorm", "int64"]),
         (lambda: F.embedding(zeros(2), zeros(3, 2)), ["embedding", "float32", "integers"]),
+        (lambda: F.embedding_bag(zeros(2, 1), zeros(3, 2)), ["embedding_bag", "float32", "integers"]),
+        (lambda: F.embedding_bag(BAG, zeros(4, 2), zeros(1)), ["offsets", "float32"]),
     ],
 )
 def test_dtypes_that_do_not_fit_are_named(call, words: list[str]) -> None:

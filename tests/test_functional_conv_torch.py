@@ -226,3 +226,25 @@ def test_embedding_is_torchs(shape: list[int], rows: int, seed: int, padded: boo
     out_a.backward(grad)
     out_b.backward(torch.tensor(grad))
     np.testing.assert_array_equal(a.grad.data, b.grad.numpy(), strict=True)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 5), min_size=1, max_size=4), rows=st.integers(1, 5), seed=seeds,
+    padded=st.booleans(), mode=st.sampled_from(["sum", "mean", "weighted"]), last=st.booleans(), dtype=dtypes,
+)  # fmt: skip
+def test_embedding_bag_is_torchs(
+    lengths: list[int], rows: int, seed: int, padded: bool, mode: str, last: bool, dtype: Any
+) -> None:
+    rng = np.random.default_rng(seed)
+    offsets = np.cumsum([0, *lengths])[: None if last else -1]
+    index = rng.integers(0, rows, sum(lengths))
+    arrays = [rng.standard_normal((rows, 3))] + ([rng.standard_normal(len(index))] if mode == "weighted" else [])
+    options = {"include_last_offset": last, "padding_idx": int(rng.integers(-rows, rows)) if padded else None}
+    options["mode"] = "mean" if mode == "mean" else "sum"
+
+    def bag(lib: Any, weight: Any, factors: Any = None) -> Any:
+        integer = (lambda a: a) if lib is F else torch.tensor
+        return lib.embedding_bag(integer(index), weight, integer(offsets), per_sample_weights=factors, **options)
+
+    assert_sums_agree(bag, arrays, (max(lengths), len(index), 3), dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from minquant.functional.binary import add, compare, div, matmul, mul, pow, sub, where
 from minquant.functional.conv import conv1d, conv2d
 from minquant.functional.embedding import embedding
+from minquant.functional.embedding_bag import embedding_bag
 from minquant.functional.movement import (
     array_index,
     assign,
@@ -42,10 +43,10 @@ from minquant.functional.unary import (
 )
 
 __all__ = [
-    "abs", "adaptive_avg_pool2d", "add", "argmax", "array_index", "assign", "avg_pool2d", "batch_norm", "cast",
-    "cat", "clip", "clone", "compare", "conv1d", "conv2d", "cross_entropy", "div", "dropout", "embedding", "exp",
-    "expand", "flatten", "gelu", "getitem", "layer_norm", "linear", "log", "log_softmax", "matmul", "max",
-    "max_pool2d", "mean", "min", "mse_loss", "mul", "neg", "permute", "pow", "relu", "reshape", "rms_norm",
-    "setitem", "sigmoid", "silu", "softmax", "split", "sqrt", "squeeze", "stack", "sub", "sum", "tanh",
-    "transpose", "unsqueeze", "var", "where",
+    "abs", "adaptive_avg_pool2d", "add", "argmax", "array_index", "assign", "avg_pool2d", "batch_norm", "cast", "cat",
+    "clip", "clone", "compare", "conv1d", "conv2d", "cross_entropy", "div", "dropout", "embedding", "embedding_bag",
+    "exp", "expand", "flatten", "gelu", "getitem", "layer_norm", "linear", "log", "log_softmax", "matmul", "max",
+    "max_pool2d", "mean", "min", "mse_loss", "mul", "neg", "permute", "pow", "relu", "reshape", "rms_norm", "setitem",
+    "sigmoid", "silu", "softmax", "split", "sqrt", "squeeze", "stack", "sub", "sum", "tanh", "transpose", "unsqueeze",
+    "var", "where",
 ]  # fmt: skip

@@ -46,17 +46,29 @@ def embedding(input: TensorLike, weight: TensorLike, padding_idx: int | None = N
         ValueError: a weight that is not a table, a padding_idx outside its rows.
         TypeError: indices that are not integers, a weight that is not of floats.
     """
+    index, rows = checked_indices(input, weight, "embedding")
+    row = None if padding_idx is None else padding_row(padding_idx, rows, "embedding")
+    return Embedding.apply(weight, index=index, padding_idx=row)
+
+
+def checked_indices(input: TensorLike, weight: TensorLike, name: str) -> tuple[np.ndarray, int]:
+    """The indices as an array, and how many rows the table has.
+
+    Raises:
+        IndexError: an index outside the rows.
+        ValueError: a weight that is not a table.
+        TypeError: indices that are not integers.
+    """
     index, shape = as_tensor(input).data, np.shape(weight)
     if index.dtype.kind not in "iu":
-        raise TypeError(f"embedding: input must hold indices (integers), got {index.dtype}")
+        raise TypeError(f"{name}: input must hold indices (integers), got {index.dtype}")
     if len(shape) != 2:
-        raise ValueError(f"embedding: weight must be (rows, features), got shape {shape}")
+        raise ValueError(f"{name}: weight must be (rows, features), got shape {shape}")
     wrong = (index < 0) | (index >= shape[0])
     if wrong.any():
         where = tuple(int(i) for i in np.argwhere(wrong)[0])
-        raise IndexError(f"embedding: index {index[where]} at {where} is outside the rows 0 to {shape[0] - 1}")
-    row = None if padding_idx is None else padding_row(padding_idx, shape[0], "embedding")
-    return Embedding.apply(weight, index=index, padding_idx=row)
+        raise IndexError(f"{name}: index {index[where]} at {where} is outside the rows 0 to {shape[0] - 1}")
+    return index, shape[0]
 
 
 def padding_row(padding_idx: int, rows: int, name: str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from minquant.nn import init
 from minquant.nn.conv import Conv1d, Conv2d
-from minquant.nn.embedding import Embedding
+from minquant.nn.embedding import Embedding, EmbeddingBag
 from minquant.nn.float_functional import FloatFunctional
 from minquant.nn.layers import (
     GELU,
@@ -28,7 +28,7 @@ from minquant.nn.stubs import DeQuantStub, QuantStub, QuantWrapper
 
 __all__ = [
     "AdaptiveAvgPool2d", "AvgPool2d", "BatchNorm1d", "BatchNorm2d", "Conv1d", "Conv2d", "CrossEntropyLoss",
-    "DeQuantStub", "Dropout", "Embedding", "Flatten", "FloatFunctional", "GELU", "Identity", "LayerNorm",
-    "Linear", "MSELoss", "MaxPool2d", "Module", "ModuleList", "Parameter", "QuantStub", "QuantWrapper", "RMSNorm", "ReLU", "Sequential",
-    "SiLU", "Sigmoid", "Softmax", "Tanh", "init",
+    "DeQuantStub", "Dropout", "Embedding", "EmbeddingBag", "Flatten", "FloatFunctional", "GELU", "Identity",
+    "LayerNorm", "Linear", "MSELoss", "MaxPool2d", "Module", "ModuleList", "Parameter", "QuantStub", "QuantWrapper",
+    "RMSNorm", "ReLU", "Sequential", "SiLU", "Sigmoid", "Softmax", "Tanh", "init",
 ]  # fmt: skip

@@ -157,6 +157,8 @@ def test_a_convolution_between_the_stubs_of_a_static_model_says_what_to_do() -> 
         (lambda: nn.RMSNorm(3)(zeros(2, 4)), ["rms_norm", "(2, 4)", "(3,)"]),
         (lambda: nn.Embedding(0, 3), ["Embedding", "num_embeddings=0"]),
         (lambda: nn.Embedding(3, 2, padding_idx=3), ["Embedding", "padding_idx 3", "3 rows"]),
+        (lambda: nn.EmbeddingBag(3, 0), ["EmbeddingBag", "embedding_dim=0"]),
+        (lambda: nn.EmbeddingBag(3, 2, "max"), ["EmbeddingBag", "mode", "'max'"]),
     ],
 )
 def test_what_does_not_fit_is_named(call, words: list[str]) -> None:

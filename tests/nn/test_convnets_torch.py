@@ -37,6 +37,8 @@ LAYERS = [  # how to make it, and an input
     (lambda lib: lib.RMSNorm((4, 6), 1e-3, elementwise_affine=False), ROWS),
     (lambda lib: lib.Embedding(30, 7), np.array([[0, 29], [3, 3]])),
     (lambda lib: lib.Embedding(30, 7, padding_idx=-2), np.array([[28, 29], [3, 3]])),
+    (lambda lib: lib.EmbeddingBag(30, 7), np.array([[0, 29], [3, 3]])),
+    (lambda lib: lib.EmbeddingBag(30, 7, mode="sum", padding_idx=3), np.array([[0, 29], [3, 3]])),
 ]
 every_layer = pytest.mark.parametrize(("make", "inputs"), LAYERS)
 
@@ -51,7 +53,7 @@ def pair(make: Any, seed: int = 0) -> tuple[Any, Any]:
 def test_a_layer_starts_as_torchs(make: Any, inputs: np.ndarray) -> None:
     ours, theirs = pair(make)
     assert list(ours.state_dict()) == list(theirs.state_dict())
-    bound = 2e-6 if isinstance(ours, nn.Embedding) else 0
+    bound = 2e-6 if isinstance(ours, nn.Embedding | nn.EmbeddingBag) else 0
     for name, value in ours.state_dict().items():
         other = theirs.state_dict()[name].numpy()
         assert (value.shape, value.dtype) == (other.shape, other.dtype), name

@@ -54,6 +54,12 @@ KINDS: dict[str, Kind] = {
     "torch.nn.modules.sparse.Embedding": Kind(
         nn.Embedding, ("num_embeddings", "embedding_dim", "padding_idx"), ("weight",), TABLE
     ),
+    "torch.nn.modules.sparse.EmbeddingBag": Kind(
+        nn.EmbeddingBag,
+        ("num_embeddings", "embedding_dim", "mode", "include_last_offset", "padding_idx"),
+        ("weight",),
+        TABLE,
+    ),
     "torch.nn.modules.pooling.MaxPool2d": Kind(
         nn.MaxPool2d,
         ("kernel_size", "stride", "padding", "dilation"),
@@ -120,4 +126,6 @@ def foreign_options(module: Any, kind: Kind) -> list[str]:
     ]
     if kind.ours is nn.Softmax and module.dim is None:
         wrong.append("dim=None, minquant's Softmax needs to be told the axis")
+    if kind.ours is nn.EmbeddingBag and module.mode == "max":
+        wrong.append("mode='max', minquant has 'sum' and 'mean'")
     return wrong

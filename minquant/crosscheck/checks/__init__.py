@@ -1,4 +1,4 @@
-"""The checks of `minquant crosscheck`, by subject. They import torch and torchao when they run."""
+"""The checks of `minquant crosscheck`, by subject. They import torch, torchao, onnx and onnxruntime when they run."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from . import (
     lsq,
     matmul,
     observers,
+    onnx_layers,
+    onnx_rules,
     operations,
     optimizers,
     primitives,
@@ -30,6 +32,8 @@ CHECKS: tuple[Check, ...] = (
     *matmul.CHECKS,
     *linear.CHECKS,
     *saturation.CHECKS,
+    *onnx_rules.CHECKS,
+    *onnx_layers.CHECKS,
     *operations.CHECKS,
     *flows.CHECKS,
     *optimizers.CHECKS,

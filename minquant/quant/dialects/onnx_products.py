@@ -12,6 +12,7 @@ which says ``y = saturate(rint(real / y_scale) + y_zero_point)`` and not in whic
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -84,14 +85,15 @@ def matmul_integer(
     if columns.shape[-2] != K:
         raise ValueError(f"matrix product: the inner sizes differ: {A.shape} @ {B.shape}")
     batch = np.broadcast_shapes(rows.shape[:-2], columns.shape[:-2])
-    many = zip(
-        np.broadcast_to(rows, (*batch, M, K)).reshape(-1, M, K),
-        np.broadcast_to(_by_row(za), (*batch, M, 1)).reshape(-1, M, 1),
-        np.broadcast_to(columns, (*batch, K, N)).reshape(-1, K, N),
-        np.broadcast_to(zb, (*batch, 1, N)).reshape(-1, N),
-        strict=True,
+    count, acc = math.prod(batch), np.zeros((math.prod(batch), M, N), np.int32)
+    many = (
+        np.broadcast_to(rows, (*batch, M, K)).reshape(count, M, K),
+        np.broadcast_to(_by_row(za), (*batch, M, 1)).reshape(count, M, 1),
+        np.broadcast_to(columns, (*batch, K, N)).reshape(count, K, N),
+        np.broadcast_to(zb, (*batch, 1, N)).reshape(count, N),
     )
-    acc = np.zeros((0, M, N), np.int32) if 0 in batch else np.stack([accumulate(a, z, b.T, w) for a, z, b, w in many])
+    for i, (a, z, b, w) in enumerate(zip(*many, strict=True)):
+        acc[i] = accumulate(a, z, b.T, w)
     return acc.reshape(batch + (M,) * (A.ndim > 1) + (N,) * (B.ndim > 1))
 
 

@@ -20,7 +20,7 @@ class QConfig:
         activation: factory of the observer (`prepare`) or fake quantizer (`prepare_qat`) of the layer's output; for
             `quantize_dynamic` a `QSpec`, since the grid is chosen from each input and nothing needs watching.
         weight: factory of the observer or fake quantizer of the weight.
-        backend: the dialect: "reference", "fbgemm", "x86", "qnnpack" or "onednn".
+        backend: the dialect: "reference", "fbgemm", "x86", "qnnpack", "onednn", "onnx" or "onnxruntime".
 
     Raises:
         ValueError: an unknown backend.
@@ -52,6 +52,7 @@ def get_default_qconfig(backend: str = "reference", weight_bits: int = 8, act_bi
     reference, onednn   HistogramObserver, 0…255        symmetric int8 per channel
     fbgemm, x86         HistogramObserver, 0…127        symmetric int8 per channel
     qnnpack             HistogramObserver, 0…255        symmetric int8 per tensor
+    onnx, onnxruntime   MinMaxObserver, 0…255           symmetric int8 per channel, without -128
     ==================  ==============================  ========================================
 
     Args:
@@ -74,7 +75,8 @@ def get_default_qat_qconfig(backend: str = "reference", weight_bits: int = 8, ac
 
     In the reference dialect the activation's range is the smallest and largest value seen so far, and the weight's
     the current one, per channel. In torch's dialects both are moving averages with constant 0.01, fused
-    (`FusedMovingAvgObsFakeQuantize`): 0…127 for fbgemm and x86, a per-tensor weight for qnnpack.
+    (`FusedMovingAvgObsFakeQuantize`): 0…127 for fbgemm and x86, a per-tensor weight for qnnpack. ONNX prescribes
+    nothing; its two dialects watch what reference watches.
 
     Args:
         backend: the dialect.
@@ -94,7 +96,7 @@ def default_dynamic_qconfig(backend: str = "reference", weight_bits: int = 8) ->
     """The preset for dynamic quantization (`quantize_dynamic`).
 
     Reference: activations 0…255 per tensor, weights symmetric per channel. Torch's engines: weights symmetric per
-    tensor, activations 0…127 (qnnpack: 0…255).
+    tensor, activations 0…127 (qnnpack: 0…255). onnx and onnxruntime: as reference, the weights without -128.
 
     Args:
         backend: the dialect.

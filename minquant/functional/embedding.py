@@ -46,20 +46,20 @@ def embedding(input: TensorLike, weight: TensorLike, padding_idx: int | None = N
         ValueError: a weight that is not a table, a padding_idx outside its rows.
         TypeError: indices that are not integers, a weight that is not of floats.
     """
-    index, rows = checked_indices(input, weight, "embedding")
+    index, rows = checked_indices(input, np.shape(weight), "embedding")
     row = None if padding_idx is None else padding_row(padding_idx, rows, "embedding")
     return Embedding.apply(weight, index=index, padding_idx=row)
 
 
-def checked_indices(input: TensorLike, weight: TensorLike, name: str) -> tuple[np.ndarray, int]:
-    """The indices as an array, and how many rows the table has.
+def checked_indices(input: TensorLike, shape: tuple[int, ...], name: str) -> tuple[np.ndarray, int]:
+    """The indices as an array, and how many rows a table of that shape has.
 
     Raises:
         IndexError: an index outside the rows.
         ValueError: a weight that is not a table.
         TypeError: indices that are not integers.
     """
-    index, shape = as_tensor(input).data, np.shape(weight)
+    index = as_tensor(input).data
     if index.dtype.kind not in "iu":
         raise TypeError(f"{name}: input must hold indices (integers), got {index.dtype}")
     if len(shape) != 2:

@@ -89,7 +89,7 @@ def embedding_bag(
 
     Source: torch.nn.functional.embedding_bag, torch 2.13.
     """
-    index, rows = checked_indices(input, weight, "embedding_bag")
+    index, rows = checked_indices(input, np.shape(weight), "embedding_bag")
     if mode not in MODES:
         raise ValueError(f'embedding_bag: mode must be "sum" or "mean", got {mode!r}')
     bag, bags = bags_of(index, offsets, include_last_offset)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..suite import Check
 from . import (
+    embedding,
     fake_quant,
     flows,
     linear,
@@ -35,6 +36,7 @@ CHECKS: tuple[Check, ...] = (
     *onnx_rules.CHECKS,
     *onnx_layers.CHECKS,
     *operations.CHECKS,
+    *embedding.CHECKS,
     *flows.CHECKS,
     *optimizers.CHECKS,
 )

@@ -161,7 +161,10 @@ def _slide(layer: Any) -> dict[str, Any]:
 def _observed_weight(weight: Tensor, config: QConfig, path: str, flow: str) -> QParams:
     check_weight_values(weight, f"'{path}'")
     observer = weight_observer(config, path, flow, weight.ndim)
-    observer(weight)
+    try:
+        observer(weight)
+    except ValueError as error:
+        raise ValueError(f"{flow}: the weight of '{path}': {error}") from error
     return observer.qparams()
 
 

@@ -27,7 +27,7 @@ from minquant.nn.module import Module
 from minquant.tensor import Tensor
 
 from .grid import affine_grid, float_array, symmetric_scale
-from .spec import PerChannel, PerTensor, QParams, QSpec
+from .spec import Granularity, PerChannel, PerTensor, QParams, QSpec
 
 __all__ = [
     "MinMaxObserver",
@@ -52,7 +52,7 @@ class Observer(Module):
     """What all observers share: the grid asked for, the range seen, the arithmetic from one to the other.
 
     Args:
-        granularity: `PerTensor` or `PerChannel`, which decides the schemes allowed.
+        granularity: which values share a range; `PerTensor` or another, which decides the schemes allowed.
         dtype: "quint8" or "qint8".
         qscheme: "per_tensor_affine", "per_tensor_symmetric", "per_channel_affine" or "per_channel_symmetric".
         reduce_range: leave one bit unused (0…127 or -64…63), for kernels that add products in int16. A range
@@ -74,7 +74,7 @@ class Observer(Module):
 
     def __init__(
         self,
-        granularity: PerTensor | PerChannel,
+        granularity: Granularity,
         dtype: str,
         qscheme: str,
         reduce_range: bool,

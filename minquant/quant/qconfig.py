@@ -20,7 +20,7 @@ class QConfig:
         activation: factory of the observer (`prepare`) or fake quantizer (`prepare_qat`) of the layer's output; for
             `quantize_dynamic` a `QSpec`, since the grid is chosen from each input and nothing needs watching.
         weight: factory of the observer or fake quantizer of the weight.
-        backend: the dialect: "reference", "fbgemm", "x86", "qnnpack", "onednn", "onnx" or "onnxruntime".
+        backend: the dialect: "reference", "fbgemm", "x86", "qnnpack", "onednn", "onnx", "onnxruntime" or "torchao".
 
     Raises:
         ValueError: an unknown backend.
@@ -96,11 +96,12 @@ def default_dynamic_qconfig(backend: str = "reference", weight_bits: int = 8) ->
     """The preset for dynamic quantization (`quantize_dynamic`).
 
     Reference: activations 0…255 per tensor, weights symmetric per channel. Torch's engines: weights symmetric per
-    tensor, activations 0…127 (qnnpack: 0…255). onnx and onnxruntime: as reference, the weights without -128.
+    tensor, activations 0…127 (qnnpack: 0…255). onnx and onnxruntime: as reference, the weights without -128. torchao,
+    for Linear layers: activations -128…127 per token, weights symmetric in groups of 32.
 
     Args:
         backend: the dialect.
-        weight_bits: 2 to 8; other than 8 in the reference dialect only.
+        weight_bits: 2 to 8; other than 8 in the dialects "reference" and "torchao" only.
 
     Raises:
         ValueError: an unknown backend, or bits that it does not know.

@@ -2,7 +2,7 @@
 
 They disagree on how a range becomes a scale, in which order they multiply, add and round, whether the bias is an
 integer, and how int32 becomes uint8. ``"reference"`` is minquant's own; the others equal an engine of PyTorch
-2.13 to the last bit, or ONNX's operators as onnx 1.23 or onnxruntime 1.32 compute them.
+2.13 to the last bit, ONNX's operators as onnx 1.23 or onnxruntime 1.32 compute them, or torchao 0.18.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from .onednn_avx2 import ONEDNNWithoutVNNI
 from .onnx import ONNX, ONNXRuntime
 from .qnnpack import QNNPACK
 from .reference import Reference
+from .torchao import Torchao
 from .x86 import X86
 
 __all__ = ["Dialect", "FusedMovingAvgObsFakeQuantize", "get_dialect"]
@@ -30,6 +31,7 @@ _DIALECTS: dict[str, Dialect] = {
     "onednn_avx2": ONEDNNWithoutVNNI(),
     "onnx": ONNX(),
     "onnxruntime": ONNXRuntime(),
+    "torchao": Torchao(),
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import logging
 import os
 import sys
 import tempfile
@@ -10,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["PYTHON_NOTICES", "one_thread", "quiet", "spend_native_notice"]
+__all__ = ["PYTHON_NOTICES", "import_torchao", "one_thread", "quiet", "spend_native_notice"]
 
 PYTHON_NOTICES = (
     (DeprecationWarning, "torch.ao.quantization is deprecated"),
@@ -73,3 +75,12 @@ def one_thread(torch: Any) -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         torch.backends.quantized.engine = engine
+
+
+def import_torchao(name: str) -> Any:
+    """A module of torchao's, imported without its remarks on compiled parts that are not for this machine."""
+    logging.disable(logging.WARNING)
+    try:
+        return importlib.import_module(name)
+    finally:
+        logging.disable(logging.NOTSET)

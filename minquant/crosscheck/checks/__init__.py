@@ -18,6 +18,8 @@ from . import (
     primitives,
     randoms,
     saturation,
+    torchao_linears,
+    torchao_primitives,
     torchao_rules,
 )
 
@@ -28,6 +30,8 @@ CHECKS: tuple[Check, ...] = (
     *observers.CHECKS,
     *primitives.CHECKS,
     *torchao_rules.CHECKS,
+    *torchao_primitives.CHECKS,
+    *torchao_linears.CHECKS,
     *fake_quant.CHECKS,
     *lsq.CHECKS,
     *matmul.CHECKS,

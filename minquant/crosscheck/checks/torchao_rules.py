@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -13,6 +12,7 @@ from minquant.quant import QParams, QSpec, QTensor, choose_qparams, quantize
 
 from ..flat import GRANULARITIES, GROUP, flat_grid, flat_spec, grid_of, spec_of
 from ..inputs import KINDS, near_ties, values
+from ..quiet import import_torchao
 from ..suite import Check, Inputs
 
 __all__ = ["CHECKS"]
@@ -21,13 +21,7 @@ EPS = 2.0**-23
 
 
 def _torchao() -> Any:
-    """Its primitives, imported without its remarks on compiled parts that are not for this machine."""
-    logging.disable(logging.WARNING)
-    try:
-        from torchao.quantization import quant_primitives
-    finally:
-        logging.disable(logging.NOTSET)
-    return quant_primitives
+    return import_torchao("torchao.quantization.quant_primitives")
 
 
 def _block(granularity: str, shape: tuple[int, int]) -> tuple[int, int]:

@@ -15,6 +15,7 @@ import torch.ao.quantization as tq
 
 from minquant.demos.article import ENGINES, LEARNING_RATE, SEED, STEPS, TARGET, EngineRun, TorchRun
 
+from .processor import WITHOUT_VNNI, has_vnni
 from .quiet import one_thread, quiet
 from .theirs import observed_state, weight_integers
 
@@ -33,6 +34,11 @@ def run_torch(name: str, progress: Callable[[str], None] = lambda text: None) ->
     """
     with quiet(torch), one_thread(torch):
         return {"dynamic": _dynamic, "static": _static, "qat": _qat}[name](progress)
+
+
+def _dialects() -> dict[str, str]:
+    """What torch's engines speak on this processor, where that is not the dialect of their name."""
+    return {} if has_vnni() else WITHOUT_VNNI
 
 
 class Net(torch.nn.Module):
@@ -95,7 +101,7 @@ def _static_arrays(model: Any, x: Any) -> dict[str, np.ndarray]:
 def _dynamic(progress: Callable[[str], None]) -> TorchRun:
     train_x, test_x, _ = _data(calibration=False)
     model = _train(Net(), train_x)
-    run = TorchRun(_loss(model, test_x), {}, {}, torch.__version__, live=True)
+    run = TorchRun(_loss(model, test_x), {}, {}, torch.__version__, True, _dialects())
     for engine in ENGINES:
         progress(f"dynamic, torch {engine}")
         torch.backends.quantized.engine = engine
@@ -131,7 +137,7 @@ def _state(model: Any) -> dict[str, np.ndarray]:
 def _static(progress: Callable[[str], None]) -> TorchRun:
     train_x, test_x, calibration_x = _data(calibration=True)
     model = _train(Net(), train_x)
-    run = TorchRun(_loss(model, test_x), {}, {}, torch.__version__, live=True)
+    run = TorchRun(_loss(model, test_x), {}, {}, torch.__version__, True, _dialects())
     for engine in ENGINES:
         for key in (engine, f"{engine}+relu"):
             progress(f"static, torch {key}")
@@ -151,7 +157,7 @@ def _static(progress: Callable[[str], None]) -> TorchRun:
 
 def _qat(progress: Callable[[str], None]) -> TorchRun:
     _, test_x, _ = _data(calibration=False)
-    run = TorchRun(_loss(Net(), test_x), {}, {}, torch.__version__, live=True)
+    run = TorchRun(_loss(Net(), test_x), {}, {}, torch.__version__, True, _dialects())
     for engine in ENGINES:
         progress(f"qat, torch {engine}")
         torch.backends.quantized.engine = engine

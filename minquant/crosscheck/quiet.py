@@ -18,8 +18,12 @@ PYTHON_NOTICES = (
     (DeprecationWarning, "torch.ao.quantization is deprecated"),
     (UserWarning, "Please use quant_min and quant_max to specify the range"),
     (UserWarning, "torch.quantize_per_tensor, torch.quantize_per_channel and other quantized tensor"),
+    (UserWarning, "Default qconfig of oneDNN backend with reduce_range of false"),
 )
-"""(category, beginning) of the deprecations of torch.ao.quantization and of quantized dtypes in torch 2.13."""
+"""(category, beginning) of torch 2.13's notices: deprecations, and that sums may saturate on this processor.
+
+The last is what the dialects "fbgemm_avx2" and "onednn_avx2" compute (`minquant.crosscheck.processor`).
+"""
 
 NATIVE_NOTICE = b"qnnpack incorrectly ignores reduce_range"
 """Written by compiled code straight to file descriptor 2, where no Python filter sees it, once by each operator."""

@@ -77,6 +77,13 @@ class TorchRun:
     """Weights (and, for QAT, observed ranges) that each engine quantized, under torch's names."""
     version: str
     live: bool
+    dialects: dict[str, str] = field(default_factory=dict)
+    """What an engine speaks on this processor, where that is not the dialect of its name."""
+
+    def dialect(self, engine: str) -> str:
+        """The dialect that equals the engine; what stands behind a "+" in the engine's name stays there."""
+        name, plus, fused = engine.partition("+")
+        return self.dialects.get(name, name) + plus + fused
 
 
 @dataclass
@@ -215,13 +222,13 @@ def take_state(prepared: nn.Module, state: Mapping[str, np.ndarray]) -> None:
 
 def _both(name: str, engine: str, torch_run: TorchRun, data: Data) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Minquant's and torch's arrays, both sides having quantized torch's trained weights."""
-    state = torch_run.states[engine]
+    state, dialect = torch_run.states[engine], torch_run.dialect(engine)
     if name == "qat":
-        ours = converted_qat(state, data, engine)
+        ours = converted_qat(state, data, dialect)
     else:
         net: nn.Module = Net().eval()
         net.load_state_dict(state)
-        ours = QUANTIZE[name](net, data, engine)
+        ours = QUANTIZE[name](net, data, dialect)
     theirs = torch_run.engines[engine].arrays
     return {
         key: (ours.arrays[key][: len(value)] if value.ndim else ours.arrays[key], value)
@@ -264,7 +271,8 @@ def run_demo(name: str, torch_run: TorchRun, progress: Callable[[str], None] = l
     float_loss = test_loss(net, data)
 
     def own_losses(engine: str) -> Losses:
-        return trained_qat(engine) if name == "qat" else (float_loss, QUANTIZE[name](net, data, engine).loss)
+        dialect = torch_run.dialect(engine)
+        return trained_qat(dialect) if name == "qat" else (float_loss, QUANTIZE[name](net, data, dialect).loss)
 
     engines = {}
     for engine in ENGINES:
@@ -298,7 +306,7 @@ def _fused(net: nn.Module, data: Data, engine: str, torch_run: TorchRun, demo: D
     fused = f"{engine}+relu"
     pairs = demo.arrays[fused] = _both("static", fused, torch_run, data)
     return {
-        "fused_quantized_loss": static(net, data, fused).loss,
+        "fused_quantized_loss": static(net, data, torch_run.dialect(fused)).loss,
         "torch_fused_quantized_loss": torch_run.engines[fused].loss,
         "fused_output_int_equal": _equal(pairs, weights=False),
     }

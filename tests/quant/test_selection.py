@@ -83,7 +83,9 @@ def test_misspelt_paths(flow, path, proposal):
 @pytest.mark.parametrize("flow", [prepare, prepare_qat, quantize_dynamic])
 def test_nothing_to_quantize(flow):
     empty = QuantWrapper(nn.Sequential(nn.ReLU(), nn.Flatten())).train()
-    message = f"{flow.__name__}: the model has no layer that can be quantized; those that can are Linear, Conv1d, Conv2d"
+    message = (
+        f"{flow.__name__}: the model has no layer that can be quantized; those that can are Linear, Conv1d, Conv2d"
+    )
     with pytest.raises(ValueError, match=message):
         flow(empty, CONFIG)
     with pytest.raises(ValueError, match=f"{flow.__name__}: 'module.encoder.act' holds no layer that can be quantized"):
@@ -140,9 +142,7 @@ PRESETS = [get_default_qconfig, get_default_qat_qconfig, default_dynamic_qconfig
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_unknown_backends(preset):
-    with pytest.raises(
-        ValueError, match="backend: expected one of reference, fbgemm, .*; got 'cuda'"
-    ):
+    with pytest.raises(ValueError, match="backend: expected one of reference, fbgemm, .*; got 'cuda'"):
         preset("cuda")
 
 

@@ -6,7 +6,8 @@ runs (`lanes`) and how images lie in memory.
 
 sigmoid and tanh are asked for all 256 integers of a grid; softmax for random rows. Values within a thousandth of a step
 of a half step are left out: there the last bits of exp and tanh decide, in which torch's float32 is off by a step or
-two (see `minquant.quant.dialects.torch_operations`); all others must be equal.
+two (see `minquant.quant.dialects.torch_operations`); all others must be equal. Of matmul, which torch does in float32,
+integers that another order of summation could change count as 0 on both sides.
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ __all__ = ["CHECKS"]
 F32 = np.float32
 BESIDE_A_TIE = 1e-3
 FIXED_GRIDS = {"sigmoid": (2.0**-8, 0), "tanh": (2.0**-7, 128), "softmax": (2.0**-8, 0)}
-IMAGES = ("avg_pool2d", "adaptive_avg_pool2d")
 
 
 # ---- what is drawn ---------------------------------------------------------------------------------------------------
@@ -170,12 +170,33 @@ def _beside_a_tie(operation: str, case: dict[str, Any]) -> np.ndarray:
 
 
 def _exact(operation: str, x: np.ndarray, dim: int) -> np.ndarray:
-    if operation == "tanh":
-        return np.tanh(x)
-    if operation == "sigmoid":
-        return 0.5 + 0.5 * np.tanh(x / 2)
+    if operation != "softmax":
+        return np.tanh(x) if operation == "tanh" else 0.5 + 0.5 * np.tanh(x / 2)
     power = np.exp(x - x.max(axis=dim, keepdims=True))
     return power / power.sum(axis=dim, keepdims=True)
+
+
+def _draw_matmul(rng: np.random.Generator, quick: bool) -> Iterator[Inputs]:
+    """Small matrices, at times a batch of them."""
+    for i in range(60 if quick else 600):
+        m, k, n = (int(size) for size in rng.integers(1, 12, 3))
+        batch = (2,) if i % 3 == 0 else ()
+        scales = _scales(rng, i, 2)
+        yield {
+            "qa": _integers(rng, (*batch, m, k), i),
+            "qb": _integers(rng, (*batch, k, n), i),
+            **{f"scale_{name}": s for name, s in zip("ab", scales, strict=True)},
+            **{f"zero_point_{name}": int(rng.integers(0, 256)) for name in ("a", "b", "out")},
+            "scale_out": F32(scales[0] * scales[1] * rng.choice([32, 64, 100, 1000])),
+        }
+
+
+def _certain(inputs: Inputs) -> np.ndarray:
+    """Where no order of float32 sums can change the integer: farther from a half step than k + 2 roundings reach."""
+    a, b = (_tensor(inputs, name).dequantize().astype(np.float64) for name in "ab")
+    steps = a @ b / np.float64(inputs["scale_out"])
+    reach = (a.shape[-1] + 2) * 2.0**-24 * (np.abs(a) @ np.abs(b) / np.float64(inputs["scale_out"]) + 255)
+    return np.abs(np.abs(steps - np.floor(steps)) - 0.5) > reach
 
 
 # ---- minquant --------------------------------------------------------------------------------------------------------
@@ -197,6 +218,7 @@ OURS: dict[str, Callable[[Any, Inputs], QTensor]] = {
     "mul_scalar": lambda d, i: d.mul_scalar(_tensor(i, "a"), i["number"], _grid(i, "a")),
     "avg_pool2d": lambda d, i: d.avg_pool2d(_tensor(i, "a"), i["kernel"], i["stride"], i["padding"], _grid(i, "a")),
     "adaptive_avg_pool2d": lambda d, i: d.adaptive_avg_pool2d(_tensor(i, "a"), i["size"], _grid(i, "a")),
+    "matmul": lambda d, i: d.matmul(_tensor(i, "a"), _tensor(i, "b"), _grid(i, "out")),
     "sigmoid": lambda d, i: d.sigmoid(_tensor(i, "a"), _grid(i, "out")),
     "tanh": lambda d, i: d.tanh(_tensor(i, "a"), _grid(i, "out")),
     "softmax": lambda d, i: d.softmax(_tensor(i, "a"), i["dim"], _grid(i, "out")),
@@ -207,7 +229,8 @@ def _ours(operation: str, engine: str, inputs: Inputs) -> Outputs:
     dialect: Any = copy.copy(get_dialect(engine))
     dialect.lanes, dialect.channels_last = inputs.get("lanes", 32), inputs.get("channels_last", False)
     y = OURS[operation](dialect, inputs)
-    return {"q": y.int_repr(), "scale": y.qparams.scale, "zero_point": y.qparams.zero_point}
+    q = y.int_repr() * _certain(inputs) if operation == "matmul" else y.int_repr()
+    return {"q": q, "scale": y.qparams.scale, "zero_point": y.qparams.zero_point}
 
 
 # ---- torch -----------------------------------------------------------------------------------------------------------
@@ -218,8 +241,8 @@ def _torch_tensor(inputs: Inputs, name: str) -> Any:
 
     grid = float(inputs[f"scale_{name}"]), int(inputs[f"zero_point_{name}"])
     q = torch._make_per_tensor_quantized_tensor(torch.from_numpy(np.array(inputs[f"q{name}"])), *grid)
-    images = q.dim() == 4 and inputs.get("channels_last", False)
-    return q.contiguous(memory_format=torch.channels_last) if images else q
+    last = q.dim() == 4 and inputs.get("channels_last", False)
+    return q.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 def _theirs(operation: str, engine: str, inputs: Inputs) -> Outputs:
@@ -229,8 +252,8 @@ def _theirs(operation: str, engine: str, inputs: Inputs) -> Outputs:
     quantized, pool = torch.ops.quantized, torch.nn.functional
     a = _torch_tensor(inputs, "a")
     out = float(inputs.get("scale_out", 1)), int(inputs.get("zero_point_out", 0))
-    if operation in ("add", "mul"):
-        operator = getattr(quantized, f"{operation}_relu" if inputs["relu"] else operation)
+    if operation in ("add", "mul", "matmul"):
+        operator = getattr(quantized, f"{operation}_relu" if inputs.get("relu") else operation)
         y = operator(a, _torch_tensor(inputs, "b"), *out)
     elif operation == "cat":
         y = quantized.cat([a, _torch_tensor(inputs, "b")], inputs["dim"], *out)
@@ -244,19 +267,23 @@ def _theirs(operation: str, engine: str, inputs: Inputs) -> Outputs:
         y = torch.tanh(a)
     else:
         y = getattr(quantized, operation)(a, *((inputs["dim"],) if operation == "softmax" else ()), *out)
-    return {"q": y.int_repr().numpy(), "scale": np.asarray(y.q_scale(), F32), "zero_point": np.array(y.q_zero_point())}
+    q = y.int_repr().numpy()
+    q = q * _certain(inputs) if operation == "matmul" else q
+    return {"q": q, "scale": np.asarray(y.q_scale(), F32), "zero_point": np.array(y.q_zero_point())}
 
 
 DRAW = {
     "add": _draw_two,
     "mul": _draw_mul,
     "cat": _draw_cat,
+    "matmul": _draw_matmul,
     "add_scalar": _draw_scalar,
     "mul_scalar": _draw_scalar,
     "avg_pool2d": _draw_images,
     "adaptive_avg_pool2d": _draw_images,
 }
-ORACLES = dict.fromkeys(IMAGES, "torch.nn.functional.{}") | {"tanh": "torch.{}"}
+POOLS = dict.fromkeys(("avg_pool2d", "adaptive_avg_pool2d"), "torch.nn.functional.{}")
+ORACLES = {"tanh": "torch.{}", **POOLS}
 
 CHECKS = tuple(
     Check(

@@ -43,7 +43,12 @@ TANH_SCALE, TANH_ZERO_POINT = np.float32(2.0**-7), 128
 
 
 class TorchOperations(Dialect):
-    """What fbgemm, x86 and onednn do to quantized tensors outside of Linear and Conv."""
+    """What fbgemm, x86 and onednn do to quantized tensors outside of Linear and Conv.
+
+    A QTensor does not say how it lies in memory: tensors are taken to lie in the order of their axes, images as
+    `channels_last` says. torch has some in other orders (what comes straight from a Conv1d, a softmax over channels, or
+    a QuantStub whose images no convolution has seen); of those, half steps may go the other way here.
+    """
 
     pooling_keeps_the_grid = True
 

@@ -17,6 +17,7 @@ from minquant.quant import (
     convert,
     disable_observer,
     fake_quantize,
+    fuse_modules_qat,
     prepare_qat,
 )
 from minquant.quant.cascade import channel_sum
@@ -227,6 +228,26 @@ def test_prepared_equals_converted(seed):
     assert all((m.scale.data != old).any() for m, old in zip(learners, before, strict=True))
     learned = model.module[0].weight_fake_quant
     assert np.array_equal(integer_model.module[0].weight.qparams.scale, learned.qparams().scale)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_prepared_equals_converted_with_convolutions(seed):
+    rng = np.random.default_rng(seed)
+    manual_seed(seed)
+    a, b, c = (int(n) for n in rng.integers(1, 5, 3))
+    layers = [nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU(), nn.Conv2d(b, c, 3, stride=2), nn.Flatten()]
+    model = QuantWrapper(nn.Sequential(*layers, nn.Linear(9 * c, 3))).train()
+    fused = fuse_modules_qat(model, ["module.0", "module.1", "module.2"])
+    half = 1 << int(rng.integers(1, 8))
+    symmetric = {"dtype": "qint8", "quant_min": -half, "quant_max": half - 1}
+    weight = LearnableFakeQuantize.with_args(**{**PER_CHANNEL, **symmetric})
+    activation = LearnableFakeQuantize.with_args(observer=MinMaxObserver, quant_max=2 * half - 1)
+    prepared = prepare_qat(fused, QConfig(activation, weight))
+    x = rng.standard_normal((40, a, 7, 7)).astype(F32)
+    train(prepared, x[:8], np.zeros((8, 3), F32), 2)
+    prepared.apply(lambda m: m.enable_param_learning() if isinstance(m, LearnableFakeQuantize) else None)
+    train(prepared, x[:8], np.zeros((8, 3), F32), 3)
+    assert np.array_equal(convert(prepared.eval())(x).data, prepared(x).data)
 
 
 def test_training_with_learned_scales_fits():

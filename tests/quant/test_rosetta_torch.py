@@ -78,3 +78,17 @@ def test_run_time(name):
         for x in tensors():
             q = torch.quantize_per_tensor_dynamic(torch.tensor(x), torch.quint8, not name.startswith("qnnpack"))
             assert_reads(x, name, np.float32(q.q_scale()), q.q_zero_point(), q.int_repr())
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("mapping", ["SYMMETRIC", "SYMMETRIC_NO_CLIPPING_ERR", "ASYMMETRIC"])
+def test_torchao(mapping, bits):
+    pytest.importorskip("torchao")
+    from torchao.quantization import quant_primitives as ao
+
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    for x in tensors():
+        t, kind = torch.tensor(x), getattr(ao.MappingType, mapping)
+        scale, zero_point = ao.choose_qparams_affine(t, kind, x.shape, torch.int8, low, high)
+        q = ao.quantize_affine(t, x.shape, scale, zero_point, torch.int8, low, high)
+        assert_reads(x, f"torchao {mapping}", scale, zero_point, q, bits)

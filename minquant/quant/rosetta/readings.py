@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..dialects import get_dialect
+from ..dialects import get_dialect, torchao
 from ..dialects.fbgemm_grid import fbgemm_qparams
 from ..dialects.modelopt import modelopt_integers
 from ..dialects.onnx_grid import dynamic_quantize_linear
@@ -102,6 +102,16 @@ def at_run_time(engine: str, name: str, x: np.ndarray) -> Reading:
     return reading(name, AFFINE, (grid[0], grid[1]), (spec.qmin, spec.qmax), integers, (0, 255))
 
 
+# ---- torchao ---------------------------------------------------------------------------------------------------------
+
+
+def torchao_affine(base: str, mapping: str, name: str, x: np.ndarray, bits: int) -> Reading:
+    """choose_qparams_affine and quantize_affine, in signed integers."""
+    spec = QSpec(bits, symmetric=base == SYMMETRIC)
+    qparams = torchao.choose_qparams(x, spec, mapping)
+    return reading(name, base, (qparams.scale, qparams.zero_point), (spec.qmin, spec.qmax), to_integers(x, qparams))
+
+
 # ---- others ----------------------------------------------------------------------------------------------------------
 
 
@@ -148,6 +158,9 @@ EIGHT_BITS: dict[str, Callable[[str, np.ndarray], Reading]] = {
 EVERY_WIDTH: dict[str, Callable[[str, np.ndarray, int], Reading]] = {
     "torch fused fake-quantizer, affine": partial(fused, AFFINE),
     "torch fused fake-quantizer, symmetric": partial(fused, SYMMETRIC),
+    "torchao ASYMMETRIC": partial(torchao_affine, AFFINE, "asymmetric"),
+    "torchao SYMMETRIC": partial(torchao_affine, SYMMETRIC, "symmetric"),
+    "torchao SYMMETRIC_NO_CLIPPING_ERR": partial(torchao_affine, SYMMETRIC, "symmetric_no_clipping_error"),
     "ModelOpt": modelopt,
 }
 

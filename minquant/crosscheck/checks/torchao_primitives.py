@@ -37,7 +37,7 @@ def blocks(rng: np.random.Generator, i: int) -> tuple[tuple[int, int], int]:
 
 def _draw(mapping: str, granularity: str, rng: np.random.Generator, quick: bool) -> Iterator[Inputs]:
     """Values near ties of their grid, and a grid of 2 to 8 bits, one time in four without all of its integers."""
-    for i in range(40 if quick else 300):
+    for i in range(24 if quick else 300):
         shape, group = blocks(rng, i)
         kind = {"kind": KINDS[i % len(KINDS)], "mapping": mapping, "group": group, **_integers(rng, mapping)}
         x = values(rng, shape, kind["kind"])

@@ -12,6 +12,7 @@ import numpy as np
 
 from minquant.nn import Module, Parameter
 from minquant.quant import PerChannel, PerGroup, PerTensor, PerToken, QParams, QSpec, QTensor
+from minquant.quant.dialects.float_qparams import FloatQParamsTable
 from minquant.quant.qtensor import PACKED_UP_TO, unpack_bits
 from minquant.tensor import Tensor
 
@@ -200,7 +201,13 @@ class Reader:
         ((kind, content),) = value.items()
         if kind == "array":
             return self.tensors[content]
-        return {"QTensor": self.qtensor, "QParams": self.qparams, "QSpec": _spec}[kind](content)
+        return {"QTensor": self.qtensor, "FloatQParamsTable": self.table, "QParams": self.qparams, "QSpec": _spec}[
+            kind
+        ](content)
+
+    def table(self, about: dict[str, Any]) -> FloatQParamsTable:
+        integers, scale, zero_point = (self.tensors[about[name]] for name in ("integers", "scale", "zero_point"))
+        return FloatQParamsTable(integers, scale, zero_point, about["bits"])
 
     def qtensor(self, about: dict[str, Any]) -> QTensor:
         qparams, shape = self.qparams(about["qparams"]["QParams"]), tuple(about["shape"])

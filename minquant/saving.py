@@ -33,6 +33,7 @@ from minquant.quant import (
     DynamicQuantizedLinear,
     DynamicQuantizedLinearReLU,
     FakeQuantize,
+    QATEmbedding,
     QParams,
     QSpec,
     QTensor,
@@ -42,6 +43,7 @@ from minquant.quant import (
     QuantStub,
     QuantWrapper,
 )
+from minquant.quant.dialects.float_qparams import FloatQParamsTable
 from minquant.quant.fused import FUSED
 from minquant.quant.observers import Observer
 from minquant.quant.stubs import GridDropout
@@ -74,6 +76,7 @@ SETTINGS: dict[type[Module], tuple[str, ...]] = {
     nn.LayerNorm: ("normalized_shape", "eps", "elementwise_affine"),
     nn.RMSNorm: ("normalized_shape", "eps", "elementwise_affine"),
     nn.Embedding: ("num_embeddings", "embedding_dim", "padding_idx"),
+    nn.EmbeddingBag: ("num_embeddings", "embedding_dim", "mode", "include_last_offset", "padding_idx"),
     nn.Identity: (),
     nn.ReLU: (),
     nn.SiLU: (),
@@ -92,6 +95,8 @@ SETTINGS: dict[type[Module], tuple[str, ...]] = {
     nn.FloatFunctional: (),
     quant.BetweenGrids: ("output", "backend"),
     quant.QFunctional: ("output", "backend"),
+    quant.QuantizedEmbedding: ("weight",),
+    quant.QuantizedEmbeddingBag: ("weight", "mode", "include_last_offset", "padding_idx"),
     QuantizedLinear: STATIC,
     QuantizedLinearReLU: STATIC,
     quant.QuantizedConv1d: STATIC + SLIDE,
@@ -109,12 +114,12 @@ SETTINGS: dict[type[Module], tuple[str, ...]] = {
 
 FILLED = (
     nn.Sequential, nn.ModuleList, nn.Linear, *FUSED.values(), QuantWrapper, quant.BetweenGrids, nn.Conv1d, nn.Conv2d,
-    nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.RMSNorm, nn.Embedding,
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.EmbeddingBag,
 )  # fmt: skip
 """Made empty and filled with their tensors and children; the others' settings are their constructor's arguments."""
 
 REMARKS = ("path", "float_reason")
-PREPARED = (Observer, FakeQuantize, QATWeighted, GridDropout)
+PREPARED = (Observer, FakeQuantize, QATWeighted, QATEmbedding, GridDropout)
 
 
 # ---- saving -----------------------------------------------------------------------------------------------
@@ -229,6 +234,10 @@ class Writer:
         if isinstance(value, QTensor):
             storage, qparams = self.array(value.storage, path), self.value(value.qparams, path)
             return {"QTensor": {"storage": storage, "shape": list(value.shape), "qparams": qparams}}
+        if isinstance(value, FloatQParamsTable):
+            arrays = {name: self.array(getattr(value, name), f"{path}.{name}") for name in ("scale", "zero_point")}
+            integers = self.array(value.int_repr(), path)
+            return {"FloatQParamsTable": {"integers": integers, **arrays, "bits": value.bits}}
         if isinstance(value, QParams):
             return {"QParams": self.qparams(value, path)}
         if isinstance(value, QSpec):

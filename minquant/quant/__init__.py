@@ -30,6 +30,7 @@ from .conv import (
     QuantizedConvReLU1d,
     QuantizedConvReLU2d,
 )
+from .embedding import QATEmbedding, QATEmbeddingBag, QuantizedEmbedding, QuantizedEmbeddingBag
 from .fake_quant import (
     FakeQuantize,
     WeightFakeQuantize,
@@ -105,6 +106,8 @@ __all__ = [
     "PerTensor",
     "PerToken",
     "QATConv1d",
+    "QATEmbedding",
+    "QATEmbeddingBag",
     "QATConv2d",
     "QATConvBn1d",
     "QATConvBn2d",
@@ -124,6 +127,8 @@ __all__ = [
     "QuantWrapper",
     "Quantize",
     "QuantizedConv1d",
+    "QuantizedEmbedding",
+    "QuantizedEmbeddingBag",
     "QuantizedConv2d",
     "QuantizedConvReLU1d",
     "QuantizedConvReLU2d",

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from minquant.nn import Conv1d, Conv2d, FloatFunctional, Linear, Module, QuantStub
+from minquant.nn import Conv1d, Conv2d, Embedding, EmbeddingBag, FloatFunctional, Linear, Module, QuantStub
 from minquant.tensor import Tensor, no_grad
 
 from . import batch_norm, conv, linear
 from .between import BetweenGrids, QFunctional
 from .dialects import get_dialect
+from .embedding import QATEmbedding, QATEmbeddingBag, QuantizedEmbedding, QuantizedEmbeddingBag
 from .fake_quant import FakeQuantize
 from .fused import ConvBn1d, ConvBn2d, ConvBnReLU1d, ConvBnReLU2d, ConvReLU1d, ConvReLU2d, Fused, LinearBn1d, LinearReLU
 from .observers import Observer
@@ -27,6 +28,7 @@ __all__ = [
     "to_dynamic",
     "to_integers",
     "to_qat",
+    "to_table",
     "weight_observer",
 ]
 
@@ -84,7 +86,7 @@ def _parts(module: Any) -> tuple[Any, bool]:
     return (module.layer, module.has_relu) if isinstance(module, Fused) else (module, False)
 
 
-def to_qat(module: Module, path: str, config: QConfig) -> QATWeighted:
+def to_qat(module: Any, path: str, config: QConfig) -> QATWeighted | QATEmbedding:
     """A float layer -> its fake-quantized self, on the same Parameters."""
     fake_quant = config.weight()
     if not isinstance(fake_quant, FakeQuantize):
@@ -92,6 +94,9 @@ def to_qat(module: Module, path: str, config: QConfig) -> QATWeighted:
             f"prepare_qat: expected a QConfig whose weight makes a FakeQuantize, got {config.weight!r} for '{path}'; "
             "get_default_qat_qconfig() is the preset"
         )
+    if isinstance(module, Embedding | EmbeddingBag):
+        kind = QATEmbeddingBag if isinstance(module, EmbeddingBag) else QATEmbedding
+        return kind(module, fake_quant, config.backend)
     has_batch_norm = isinstance(module, Fused) and module.bn is not None
     layer = module if has_batch_norm else _parts(module)[0]
     return QAT[type(module)](layer, fake_quant, config.backend)
@@ -102,6 +107,8 @@ def to_integers(module: Any, path: str) -> Module:
     backend = module.qconfig.backend
     grid = output_grid(module) if hasattr(module, "activation_post_process") else None
     new: Any
+    if isinstance(module, Embedding | EmbeddingBag | QATEmbedding):
+        return to_table(module, path, module.qconfig, "convert")
     if isinstance(module, QuantStub):
         return Quantize(grid, backend)  # type: ignore[arg-type]
     if isinstance(module, FloatFunctional):
@@ -148,6 +155,23 @@ def to_dynamic(module: Module, path: str, config: QConfig) -> IntegerWeight:
     weight = quantize_weight(layer.weight, _observed_weight(layer.weight, config, path, "quantize_dynamic"), path)
     kind = DYNAMIC[weight.ndim, relu]
     new = kind(weight, _array(layer.bias), config.activation, config.backend, **_slide(layer))
+    new.path = path
+    return new
+
+
+def to_table(module: Any, path: str, config: QConfig, flow: str) -> QuantizedEmbedding:
+    """An Embedding or EmbeddingBag -> a table of integers, its output still real values."""
+    if isinstance(module, QATEmbedding):
+        check_weight_values(module.weight, f"'{path}'")
+        grid = module.weight_fake_quant.weight_qparams(module.weight)
+    else:
+        grid = _observed_weight(module.weight, config, path, flow)
+    table = get_dialect(config.backend).quantize_table(module.weight.data, grid)
+    if isinstance(module, EmbeddingBag | QATEmbeddingBag):
+        options = module.mode, module.include_last_offset, module.padding_idx
+        new: QuantizedEmbedding = QuantizedEmbeddingBag(table, *options)
+    else:
+        new = QuantizedEmbedding(table)
     new.path = path
     return new
 

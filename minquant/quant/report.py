@@ -22,11 +22,12 @@ from minquant.nn import (
 from minquant.nn.layers import ModuleList
 
 from .between import BETWEEN_GRIDS, NORMS, BetweenGrids, QFunctional
+from .embedding import QATEmbedding, QuantizedEmbedding
 from .fake_quant import FakeQuantize
 from .fused import Fused
 from .observers import Observer
-from .qtensor import PACKED_UP_TO
-from .selection import WITH_WEIGHT, is_quantized
+from .qtensor import PACKED_UP_TO, QTensor
+from .selection import TABLES, WITH_WEIGHT, is_quantized
 from .spec import QSpec
 from .stubs import DeQuantize, Quantize
 from .weighted import IntegerWeight, QATWeighted
@@ -100,7 +101,7 @@ def _layers(model: Module) -> Iterator[tuple[str, Module]]:
     for path, module in model.named_modules():
         if module in inside:
             continue
-        if isinstance(module, (*WATCHERS, Fused, QATWeighted, BetweenGrids)):
+        if isinstance(module, (*WATCHERS, Fused, QATWeighted, QATEmbedding, BetweenGrids)):
             inside.update(module.modules())
         if not isinstance(module, WATCHERS) and _computes(module):
             yield path, module
@@ -150,7 +151,7 @@ def _weighted(module: Module) -> Any:
     """The layer that holds the float weight of one that has an integer form; None for all others."""
     if isinstance(module, Fused):
         return module.layer
-    return module if isinstance(module, (QATWeighted, *WITH_WEIGHT)) else None
+    return module if isinstance(module, (QATWeighted, QATEmbedding, *WITH_WEIGHT, *TABLES)) else None
 
 
 def _out_features(module: Module) -> int | None:
@@ -161,7 +162,7 @@ def _out_features(module: Module) -> int | None:
 
 def _planned_weight_spec(module: Any) -> QSpec | None:
     """The weight grid that `convert` will choose."""
-    if isinstance(module, QATWeighted):
+    if isinstance(module, QATWeighted | QATEmbedding):
         return module.weight_fake_quant.activation_post_process.spec
     return module.qconfig.weight().spec if hasattr(module, "qconfig") and _weighted(module) else None
 
@@ -180,8 +181,9 @@ def _output_spec(module: Any) -> QSpec | None:
 
 
 def _weight_grid(module: Module) -> str:
-    if isinstance(module, IntegerWeight):
-        return str(module.weight.qparams.spec)
+    if isinstance(module, IntegerWeight | QuantizedEmbedding):
+        weight = module.weight
+        return str(weight.qparams.spec) if isinstance(weight, QTensor) else f"uint{weight.bits} affine per row, real z"
     planned = _planned_weight_spec(module)
     if planned is not None:
         return str(planned)
@@ -189,6 +191,8 @@ def _weight_grid(module: Module) -> str:
 
 
 def _weight_bytes(module: Module) -> tuple[int, int]:
+    if isinstance(module, QuantizedEmbedding):
+        return math.prod(module.weight.shape) * FLOAT_BYTES, module.weight.nbytes
     if isinstance(module, IntegerWeight):
         bias = 0 if module.bias is None else module.bias.nbytes
         return module.weight.size * FLOAT_BYTES + bias, module.weight.nbytes + bias
@@ -230,6 +234,8 @@ def _flow(model: Module) -> str:
 def _note(module: Any, flow: str) -> str:
     if _is_dynamic(module):
         return "the input's grid is chosen at run time"
+    if isinstance(module, QuantizedEmbedding):
+        return "its output is real values: a row's integers times the row's scale"
     if isinstance(module, BETWEEN_GRIDS) and hasattr(module, "qconfig"):
         return _between_note(module)
     if isinstance(module, BetweenGrids):

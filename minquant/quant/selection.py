@@ -6,23 +6,37 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from minquant.nn import Conv1d, Conv2d, Embedding, FloatFunctional, Linear, Module, QuantStub
+from minquant.nn import Conv1d, Conv2d, Embedding, EmbeddingBag, FloatFunctional, Linear, Module, QuantStub
 
 from .between import BETWEEN_GRIDS, BetweenGrids, QFunctional
+from .dialects import get_dialect
+from .embedding import QuantizedEmbedding
 from .fused import Fused
 from .qconfig import QConfig
 from .stubs import Quantize
 from .weighted import IntegerWeight
 
-__all__ = ["WITH_WEIGHT", "QConfigs", "check_float_model", "check_quant_stub", "is_quantized", "select", "submodule"]
+__all__ = [
+    "TABLES",
+    "WITH_WEIGHT",
+    "QConfigs",
+    "check_float_model",
+    "check_quant_stub",
+    "is_quantized",
+    "select",
+    "submodule",
+]
 
 QConfigs = QConfig | Mapping[str, QConfig | None]
 
 WITH_WEIGHT = (Fused, Linear, Conv1d, Conv2d)
 """The layers that have an integer form with a weight."""
 
+TABLES = (Embedding, EmbeddingBag)
+"""The layers that look integers up; nothing is multiplied, and their outputs are real values."""
+
 DYNAMIC_FLOW = "quantize_dynamic"
-KINDS = "Linear, Conv1d, Conv2d, and these fused with what follows"
+KINDS = "Linear, Conv1d, Conv2d, these fused with what follows, Embedding and EmbeddingBag"
 
 
 def select(model: Module, qconfig: Any, flow: str) -> dict[str, QConfig]:
@@ -41,7 +55,7 @@ def select(model: Module, qconfig: Any, flow: str) -> dict[str, QConfig]:
     _check_wishes(model, wishes, isinstance(qconfig, Mapping), flow)
     unknown = _unknown_layers(model, flow)
     layers = quantizable(model, flow)
-    weighted = [path for path in layers if isinstance(model.get_submodule(path), WITH_WEIGHT)]
+    weighted = [path for path in layers if isinstance(model.get_submodule(path), (*WITH_WEIGHT, *TABLES))]
     for path in wishes:
         if not any(_is_below(layer, path) for layer in ([*layers, *unknown] if path else weighted)):
             holder = f"{path!r} holds" if path else "the model has"
@@ -50,6 +64,9 @@ def select(model: Module, qconfig: Any, flow: str) -> dict[str, QConfig]:
     chosen = {}
     for layer in layers:
         config, reason = _wish_for(layer, wishes)
+        if config is not None and flow == "prepare_qat" and isinstance(model.get_submodule(layer), TABLES):
+            if not get_dialect(config.backend).trains_tables:
+                config, reason = None, f"{config.backend} does not train tables on the grid that it converts them to"
         if config is None:
             model.get_submodule(layer).float_reason = reason
         else:
@@ -86,7 +103,7 @@ def quantizable(model: Module, flow: str) -> list[str]:
     for path, module in model.named_modules():
         if any(path.startswith(f"{parent}.") for parent in fused):
             continue
-        if isinstance(module, (QuantStub, *WITH_WEIGHT, *static)):
+        if isinstance(module, (QuantStub, *WITH_WEIGHT, *TABLES, *static)):
             found.append(path)
         if isinstance(module, Fused):
             fused.append(path)
@@ -102,7 +119,7 @@ def _unknown_layers(model: Module, flow: str) -> list[str]:
     """Paths of layers with parameters that a static flow has no integers for."""
     if flow == DYNAMIC_FLOW:
         return []
-    known = (*WITH_WEIGHT, *BETWEEN_GRIDS, Embedding)
+    known = (*WITH_WEIGHT, *BETWEEN_GRIDS, *TABLES)
     return [
         path
         for path, module in model.named_modules()
@@ -162,7 +179,10 @@ def check_quant_stub(model: Module, flow: str) -> None:
 
 def is_quantized(model: Module) -> bool:
     """Whether any layer works on integers already."""
-    return any(isinstance(m, IntegerWeight | BetweenGrids | QFunctional | Quantize) for m in model.modules())
+    return any(
+        isinstance(m, IntegerWeight | QuantizedEmbedding | BetweenGrids | QFunctional | Quantize)
+        for m in model.modules()
+    )
 
 
 def submodule(model: Module, path: str, flow: str) -> Module:

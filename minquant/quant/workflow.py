@@ -7,15 +7,17 @@ an optimizer made before still trains the model made after.
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 from minquant.nn import DeQuantStub, Dropout, Module, QuantStub
 
-from .conversion import replace_modules, to_dynamic, to_integers, to_qat, weight_observer
+from .conversion import replace_modules, to_dynamic, to_integers, to_qat, to_table, weight_observer
 from .fake_quant import FakeQuantize
 from .fused import Fused
 from .observers import Observer
 from .qconfig import default_dynamic_qconfig
 from .selection import (
+    TABLES,
     WITH_WEIGHT,
     QConfigs,
     check_float_model,
@@ -52,10 +54,13 @@ def prepare(model: Module, qconfig: QConfigs) -> Module:
     prepared = copy.deepcopy(model)
     configs = select(prepared, qconfig, "prepare")
     for path, config in configs.items():
-        layer = prepared.get_submodule(path)
-        if isinstance(layer, WITH_WEIGHT):
+        layer: Any = prepared.get_submodule(path)
+        if isinstance(layer, (*WITH_WEIGHT, *TABLES)):
             weight = (layer.layer if isinstance(layer, Fused) else layer).weight
             weight_observer(config, path, "prepare", weight.ndim)
+        if isinstance(layer, TABLES):
+            layer.qconfig, layer.path = config, path
+            continue
         watch_output(layer, path, config, Observer, "prepare")
     return prepared
 
@@ -88,6 +93,10 @@ def prepare_qat(model: Module, qconfig: QConfigs) -> Module:
             return GridDropout(module.p)
         if path not in configs:
             return None
+        if isinstance(module, TABLES):
+            table: Any = to_qat(module, path, configs[path])
+            table.qconfig, table.path = configs[path], path
+            return table
         if isinstance(module, WITH_WEIGHT):
             module = to_qat(module, path, configs[path])
         watch_output(module, path, configs[path], FakeQuantize, "prepare_qat")
@@ -158,6 +167,8 @@ def quantize_dynamic(model: Module, qconfig: QConfigs | None = None) -> Module:
     def swap(path: str, module: Module) -> Module | None:
         if path not in configs or isinstance(module, QuantStub):
             return None
+        if isinstance(module, TABLES):
+            return to_table(module, path, configs[path], "quantize_dynamic")
         return to_dynamic(module, path, configs[path])
 
     return replace_modules(copied, swap).eval()

@@ -24,7 +24,7 @@ from minquant.functional.geometry import Geometry
 from minquant.tensor import Tensor
 
 from ..integer import accumulate, accumulate_conv
-from ..qtensor import QTensor
+from ..qtensor import QTensor, quantize
 from ..spec import PerGroup, QParams, QSpec
 
 __all__ = ["Dialect", "Factory"]
@@ -159,6 +159,15 @@ class Dialect(ABC):
     def accumulate(self, qx: np.ndarray, zx: np.ndarray, qw: np.ndarray, zw: np.ndarray) -> np.ndarray:
         """Integers (M, K) and (N, K) -> ``Σ (qx - zx)(qw - zw)``, (M, N) int32: exact, as processors with VNNI add."""
         return accumulate(qx, zx, qw, zw)
+
+    # ---- tables ------------------------------------------------------------------------------------------------------
+
+    trains_tables = True
+    """Whether a table is fake-quantized in training on the grid that it is converted to."""
+
+    def quantize_table(self, table: np.ndarray, qparams: QParams) -> Any:
+        """The integers of an Embedding's table (rows, features), on the grid that its qconfig chose."""
+        return quantize(table, qparams)
 
     # ---- convolution -------------------------------------------------------------------------------------------------
 

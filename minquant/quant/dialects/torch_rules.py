@@ -21,6 +21,7 @@ from ..qtensor import QTensor
 from ..spec import QParams, QSpec
 from .base import Factory
 from .fbgemm_grid import fbgemm_qparams
+from .float_qparams import FloatQParamsTable, quantize_rows
 from .fused_fake_quant import FusedMovingAvgObsFakeQuantize
 from .torch_operations import TorchOperations
 
@@ -41,6 +42,7 @@ class TorchDialect(TorchOperations):
     """Whether the presets leave one bit of the activations unused."""
 
     pooling_keeps_the_grid = True
+    trains_tables = False
 
     per_channel_weight = True
     """Whether the presets give each output channel of a weight its own scale."""
@@ -76,6 +78,10 @@ class TorchDialect(TorchOperations):
         refuse_nan(array)
         codes = quantize_codes(array, qparams.scale, qparams.zero_point)
         return QTensor(np.clip(codes, qparams.spec.qmin, qparams.spec.qmax).astype(qparams.spec.dtype), qparams)
+
+    def quantize_table(self, table: np.ndarray, qparams: QParams) -> FloatQParamsTable:
+        """On the only grid that torch has for tables, whatever the qconfig chose: see `float_qparams`."""
+        return quantize_rows(table)
 
     def full_spec(self, spec: QSpec) -> QSpec:
         """All of 0…255: reduce_range binds the observer, not the operator."""

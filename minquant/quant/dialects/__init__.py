@@ -7,32 +7,26 @@ integer, and how int32 becomes uint8. ``"reference"`` is minquant's own; the oth
 
 from __future__ import annotations
 
+from functools import cache
+from importlib import import_module
+
 from .base import Dialect
-from .fbgemm import FBGEMM
-from .fbgemm_avx2 import FBGEMMWithoutVNNI
-from .fused_fake_quant import FusedMovingAvgObsFakeQuantize
-from .onednn import ONEDNN
-from .onednn_avx2 import ONEDNNWithoutVNNI
-from .onnx import ONNX, ONNXRuntime
-from .qnnpack import QNNPACK
-from .reference import Reference
-from .torchao import Torchao
-from .x86 import X86
 
-__all__ = ["Dialect", "FusedMovingAvgObsFakeQuantize", "get_dialect"]
+__all__ = ["Dialect", "get_dialect"]
 
-_DIALECTS: dict[str, Dialect] = {
-    "reference": Reference(),
-    "fbgemm": FBGEMM(),
-    "x86": X86(),
-    "fbgemm_avx2": FBGEMMWithoutVNNI(),
-    "qnnpack": QNNPACK(),
-    "onednn": ONEDNN(),
-    "onednn_avx2": ONEDNNWithoutVNNI(),
-    "onnx": ONNX(),
-    "onnxruntime": ONNXRuntime(),
-    "torchao": Torchao(),
+_CLASSES = {
+    "reference": "reference.Reference",
+    "fbgemm": "fbgemm.FBGEMM",
+    "x86": "x86.X86",
+    "fbgemm_avx2": "fbgemm_avx2.FBGEMMWithoutVNNI",
+    "qnnpack": "qnnpack.QNNPACK",
+    "onednn": "onednn.ONEDNN",
+    "onednn_avx2": "onednn_avx2.ONEDNNWithoutVNNI",
+    "onnx": "onnx.ONNX",
+    "onnxruntime": "onnx.ONNXRuntime",
+    "torchao": "torchao.Torchao",
 }
+"""Where each dialect is; its file is imported when somebody first speaks it."""
 
 
 def get_dialect(backend: str) -> Dialect:
@@ -41,6 +35,12 @@ def get_dialect(backend: str) -> Dialect:
     Raises:
         ValueError: no such dialect; the message lists those that there are.
     """
-    if backend not in _DIALECTS:
-        raise ValueError(f"backend: expected one of {', '.join(_DIALECTS)}; got {backend!r}")
-    return _DIALECTS[backend]
+    if backend not in _CLASSES:
+        raise ValueError(f"backend: expected one of {', '.join(_CLASSES)}; got {backend!r}")
+    return _speak(_CLASSES[backend])
+
+
+@cache
+def _speak(where: str) -> Dialect:
+    module, _, name = where.partition(".")
+    return getattr(import_module(f"{__name__}.{module}"), name)()

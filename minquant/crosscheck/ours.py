@@ -30,8 +30,18 @@ from minquant.quant.dialects import get_dialect
 from minquant.quant.dialects.fused_fake_quant import FusedMovingAvgObsFakeQuantize
 
 from .inputs import UINT8
+from .windows import geometry_of
 
-__all__ = ["dynamic_flow", "dynamic_linear", "fused_steps", "qat_flow", "static_flow", "static_linear"]
+__all__ = [
+    "dynamic_conv",
+    "dynamic_flow",
+    "dynamic_linear",
+    "fused_steps",
+    "qat_flow",
+    "static_conv",
+    "static_flow",
+    "static_linear",
+]
 
 
 Case = dict[str, np.ndarray]
@@ -51,6 +61,21 @@ def dynamic_linear(engine: str, case: Case) -> Case:
     dialect = get_dialect(engine)
     spec = dialect.dynamic(8)[0]
     return {"dynamic": dialect.dynamic_linear(case["x"], *_weight_and_bias(case), bool(case["relu"]), spec)}
+
+
+def static_conv(name: str, case: Case) -> np.ndarray:
+    """The integers of the static output, in the dialect of that name."""
+    x = QTensor(case["qx"], QParams(case["x_scale"], case["x_zero_point"], UINT8))
+    output = QParams(case["out_scale"], case["out_zero_point"], UINT8)
+    conv = get_dialect(name).conv
+    return conv(x, *_weight_and_bias(case), output, bool(case["relu"]), geometry_of(case)).int_repr()
+
+
+def dynamic_conv(name: str, case: Case) -> np.ndarray:
+    """The real values of the dynamic output; torch has no operator with a relu."""
+    dialect = get_dialect(name)
+    spec = dialect.dynamic(8)[0]
+    return dialect.dynamic_conv(case["x"], *_weight_and_bias(case), False, spec, geometry_of(case))
 
 
 def _weight_and_bias(case: Case) -> tuple[QTensor, np.ndarray]:

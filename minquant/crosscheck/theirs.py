@@ -9,11 +9,13 @@ import torch
 import torch.ao.quantization as tq
 
 __all__ = [
+    "dynamic_conv",
     "dynamic_flow",
     "dynamic_linear",
     "fused_steps",
     "qat_flow",
     "qat_state",
+    "static_conv",
     "static_flow",
     "static_linear",
     "tensor",
@@ -41,6 +43,40 @@ def dynamic_linear(engine: str, case: Case) -> Case:
     torch.backends.quantized.engine = engine
     operator = torch.ops.quantized.linear_relu_dynamic if case["relu"] else torch.ops.quantized.linear_dynamic
     return {"dynamic": operator(tensor(case["x"]), packed(case), True).numpy()}  # reduce_range, as the modules ask
+
+
+def static_conv(engine: str, case: Case) -> np.ndarray:
+    """The integers of the static output."""
+    torch.backends.quantized.engine = engine
+    operator = getattr(torch.ops.quantized, f"conv{case['qx'].ndim - 2}d{'_relu' if case['relu'] else ''}")
+    x = torch._make_per_tensor_quantized_tensor(tensor(case["qx"]), float(case["x_scale"]), int(case["x_zero_point"]))
+    return operator(x, conv_packed(case), float(case["out_scale"]), int(case["out_zero_point"])).int_repr().numpy()
+
+
+def dynamic_conv(engine: str, case: Case) -> np.ndarray:
+    """The real values of the dynamic output."""
+    torch.backends.quantized.engine = engine
+    operator = getattr(torch.ops.quantized, f"conv{case['x'].ndim - 2}d_dynamic")
+    # reduce_range, as the modules ask; qnnpack ignores it, and says so on stderr at every call
+    return operator(tensor(case["x"]), conv_packed(case), engine != "qnnpack").numpy()
+
+
+def conv_packed(case: Case) -> Any:
+    """Weight, bias and geometry for one call.
+
+    qnnpack's remember the first: while the input's scale stays as it was, a call with another output scale is computed
+    with the old one, and with another zero point of the input the padding keeps the old one (torch 2.13).
+    """
+    qw, scale = tensor(case["qw"]), case["w_scale"]
+    if scale.ndim:
+        zeros = torch.zeros(len(scale), dtype=torch.int64)
+        weight = torch._make_per_channel_quantized_tensor(qw, tensor(scale), zeros, 0)
+    else:
+        weight = torch._make_per_tensor_quantized_tensor(qw, float(scale), 0)
+    prepack = getattr(torch.ops.quantized, f"conv{qw.ndim - 2}d_prepack")
+    bias = tensor(case["bias"]) if case["bias"].size else None
+    slides = (np.asarray(case[name]).tolist() for name in ("stride", "padding", "dilation"))
+    return prepack(weight, bias, *slides, int(case["groups"]))
 
 
 def packed(case: Case) -> Any:

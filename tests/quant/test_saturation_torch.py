@@ -16,8 +16,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def test_the_check_passes_and_saturates():
-    (check,) = saturation.CHECKS
+@pytest.mark.parametrize("check", saturation.CHECKS, ids=lambda check: check.engine)
+def test_the_check_passes_and_saturates(check):
     result = run_check(check, seed=0, quick=True)
     assert result.ok and result.elements == 192, result.error
 
@@ -40,7 +40,7 @@ def test_torch_shows_the_numbers_of_the_lesson():
 
 
 def test_the_cases_tell_the_two_accumulators_apart(monkeypatch):
-    (check,) = saturation.CHECKS
+    check = saturation.CHECKS[0]
     inputs = next(check.draw(np.random.default_rng(0), True))
     saturated = check.ours(inputs)
     monkeypatch.setattr(saturation, "get_dialect", lambda name, real=saturation.get_dialect: real("fbgemm"))

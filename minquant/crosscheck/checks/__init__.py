@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..suite import Check
 from . import (
+    conv,
     embedding,
     fake_quant,
     flows,
@@ -37,6 +38,7 @@ CHECKS: tuple[Check, ...] = (
     *matmul.CHECKS,
     *linear.CHECKS,
     *saturation.CHECKS,
+    *conv.CHECKS,
     *onnx_rules.CHECKS,
     *onnx_layers.CHECKS,
     *operations.CHECKS,

@@ -11,6 +11,7 @@ A case is a batch of B Linears of one shape, since the oracle's process takes se
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -58,14 +59,14 @@ def _one(rng: np.random.Generator, i: int, m: int, k: int, n: int) -> dict[str, 
     }
 
 
-def _ours(inputs: Inputs) -> dict[str, np.ndarray]:
+def _ours(engine: str, inputs: Inputs) -> dict[str, np.ndarray]:
     cases = [{name: array[i] for name, array in inputs.items()} for i in range(len(inputs["qx"]))]
-    outputs = [_linear(case) for case in cases]
+    outputs = [_linear(engine, case) for case in cases]
     return {name: np.stack([output[name] for output in outputs]) for name in outputs[0]}
 
 
-def _linear(case: Inputs) -> dict[str, np.ndarray]:
-    dialect = get_dialect("fbgemm_avx2")
+def _linear(engine: str, case: Inputs) -> dict[str, np.ndarray]:
+    dialect = get_dialect(f"{engine}_avx2")
     granularity, w_scale = (PerChannel(), case["w_scale"]) if case["per_channel"] else (PerTensor(), case["w_scale"][0])
     w_grid = QParams(w_scale, np.zeros(np.shape(w_scale), np.int32), QSpec(symmetric=True, granularity=granularity))
     weight = QTensor(case["qw"], w_grid)
@@ -78,19 +79,20 @@ def _linear(case: Inputs) -> dict[str, np.ndarray]:
     }
 
 
-def _theirs(inputs: Inputs) -> dict[str, np.ndarray]:
+def _theirs(engine: str, inputs: Inputs) -> dict[str, np.ndarray]:
     from ..without_vnni import ask
 
-    return ask(inputs)
+    return ask(inputs, "linear", engine)
 
 
-CHECKS = (
+CHECKS = tuple(
     Check(
-        "static and dynamic Linear/fbgemm without VNNI",
+        f"static and dynamic Linear/{engine} without VNNI",
         "torch.ops.quantized.linear",
         _draw,
-        _ours,
-        _theirs,
-        engine="fbgemm",
-    ),
+        partial(_ours, engine),
+        partial(_theirs, engine),
+        engine=engine,
+    )
+    for engine in ("fbgemm", "onednn")
 )

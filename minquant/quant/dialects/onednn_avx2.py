@@ -38,8 +38,8 @@ class ONEDNNWithoutVNNI(ONEDNN):
         return acc.astype(np.float32) * (x_scale * w_scale) + bias
 
     def conv_sums(self, x: QTensor, weight: QTensor, geometry: Geometry) -> np.ndarray:
-        """Exact for depthwise, else in pairs."""
-        if geometry.groups > 1 and weight.shape[:2] == (geometry.groups, 1):
+        """In pairs by one of the three kernels."""
+        if has_no_kernel(weight.shape, geometry) or is_depthwise(weight.shape, geometry):
             return super().conv_sums(x, weight, geometry)
         return taps_in_pairs(x.int_repr(), x.qparams.zero_point, weight.int_repr(), geometry)
 
@@ -57,14 +57,19 @@ class ONEDNNWithoutVNNI(ONEDNN):
         """By the library's reference kernel, ``rint(f(f(u/so') + zo))``, where there is no other."""
         if not has_no_kernel(weight.shape, geometry):
             return super().conv_of_scales(x, weight, bias, output, relu, geometry, x_scale, out_scale)
-        real = super().to_real(super().conv_sums(x, weight, geometry), x_scale, weight.qparams.scale, bias)
+        real = super().to_real(self.conv_sums(x, weight, geometry), x_scale, weight.qparams.scale, bias)
         real = np.maximum(real, np.float32(0)) if relu else real
         codes = np.rint(real / out_scale + output.zero_point.astype(np.float32))
         codes = np.clip(codes, output.spec.qmin, output.spec.qmax).astype(np.uint8)
         return QTensor(geometry.images(codes, x.shape), output)
 
 
+def is_depthwise(weight_shape: tuple[int, ...], geometry: Geometry) -> bool:
+    """Several groups of one channel in and one out."""
+    return geometry.groups > 1 and weight_shape[:2] == (geometry.groups, 1)
+
+
 def has_no_kernel(weight_shape: tuple[int, ...], geometry: Geometry) -> bool:
     """Whether oneDNN falls back on its reference: groups of channels in or out that are no multiple of 4."""
     per_group = weight_shape[0] // geometry.groups, weight_shape[1]
-    return geometry.groups > 1 and per_group != (1, 1) and any(n % 4 for n in per_group)
+    return geometry.groups > 1 and not is_depthwise(weight_shape, geometry) and any(n % 4 for n in per_group)

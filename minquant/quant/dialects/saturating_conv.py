@@ -46,16 +46,20 @@ def taps_in_pairs(qx: np.ndarray, zx: np.ndarray, qw: np.ndarray, geometry: Geom
 
     Source: jit_uni_x8s8s32x_convolution (AVX2) of oneDNN 3.12.
     """
-    odd = qw.shape[1] % 2  # a channel without a neighbour gets one of zeros
-    columns, inside, filters = (
-        np.pad(_channels_last(a, qw.shape[1]).reshape(*a.shape[:2], -1, qw.shape[1]), ((0, 0),) * 3 + ((0, odd),))
-        for a in (geometry.columns(qx), geometry.columns(np.ones_like(qx)), geometry.filters(qw))
-    )
-    rows = [a.reshape(*a.shape[:2], -1) for a in (columns, inside, filters)]
-    parts = [saturating_matmul(c, f.T) - zx * int8_matmul(i, f.T) for c, i, f in zip(*rows, strict=True)]
-    return np.concatenate(parts, axis=1)
+    rows = geometry.columns(qx), geometry.columns(np.ones_like(qx)), geometry.filters(qw)
+    columns, inside, filters = (_with_even_channels(_channels_last(a, qw.shape[1]), qw.shape[1]) for a in rows)
+    products = zip(columns, inside, filters, strict=True)
+    return np.concatenate([saturating_matmul(c, f.T) - zx * int8_matmul(i, f.T) for c, i, f in products], axis=1)
 
 
 def _channels_last(rows: np.ndarray, channels: int) -> np.ndarray:
     """(G, R, K) with K = (channel, tap) -> K = (tap, channel)."""
-    return rows.reshape(*rows.shape[:2], channels, -1).swapaxes(2, 3).reshape(rows.shape)
+    by_channel = rows.reshape(*rows.shape[:2], channels, rows.shape[2] // channels)
+    return by_channel.swapaxes(2, 3).reshape(rows.shape)
+
+
+def _with_even_channels(rows: np.ndarray, channels: int) -> np.ndarray:
+    """(G, R, K) with K = (tap, channel): an odd channel gets a neighbour of zeros."""
+    taps = rows.shape[2] // channels
+    padded = np.pad(rows.reshape(*rows.shape[:2], taps, channels), ((0, 0),) * 3 + ((0, channels % 2),))
+    return padded.reshape(*rows.shape[:2], taps * padded.shape[-1])

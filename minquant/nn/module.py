@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -43,6 +43,8 @@ class Module:
 
     training: bool
     forward: Callable[..., Any]
+    resizable: ClassVar[tuple[str, ...]] = ()
+    """Buffers and parameters whose shape follows from data seen, so that a fresh module does not know it yet."""
 
     def __init__(self) -> None:
         for name, value in (
@@ -251,7 +253,8 @@ class Module:
 
         Args:
             state_dict: path -> anything that np.asarray takes, torch tensors included.
-            strict: refuse missing and unexpected names (shapes must fit in any case).
+            strict: refuse missing and unexpected names (shapes must fit in any case; a range
+                that a fresh observer has yet to see takes any).
 
         Raises:
             ValueError: names that are missing or unexpected, shapes or kinds of dtype that differ; all are
@@ -263,13 +266,27 @@ class Module:
         if strict:
             problems += [f"missing: {name}" for name in own if name not in given]
             problems += [f"unexpected: {name}" for name in given if name not in own]
+        resizable = self._resizable()
         for name in own.keys() & given.keys():
-            problems += _misfit(name, own[name], given[name])
+            problems += _misfit(name, own[name], given[name], name in resizable)
         if problems:
             lines = "\n  ".join(sorted(problems))
             raise ValueError(f"load_state_dict does not fit {type(self).__name__}:\n  {lines}")
         for name in own.keys() & given.keys():
-            own[name].copy_(given[name].astype(own[name].dtype))
+            value = given[name].astype(own[name].dtype)
+            if value.shape == own[name].shape:
+                own[name].copy_(value)
+            else:
+                resizable[name].data = value
+
+    def _resizable(self) -> dict[str, Tensor]:
+        """By path, the tensors that take the shape of what is loaded into them."""
+        return {
+            _join(path, name): getattr(module, name)
+            for path, module in self.named_modules()
+            for name in module.resizable
+            if getattr(module, name) is not None
+        }
 
     # ---- as text -------------------------------------------------------------------------------------------
 
@@ -306,8 +323,8 @@ def _value(value: Any) -> np.ndarray:
     return np.asarray(value.detach() if hasattr(value, "detach") else value)
 
 
-def _misfit(name: str, own: Tensor, given: np.ndarray) -> list[str]:
-    if own.shape != given.shape:
+def _misfit(name: str, own: Tensor, given: np.ndarray, resizable: bool) -> list[str]:
+    if own.shape != given.shape and not resizable:
         return [f"shape of {name}: expected {own.shape}, got {given.shape}"]
     if not np.can_cast(given.dtype, own.dtype, "same_kind"):
         return [f"dtype of {name}: expected {own.dtype}, got {given.dtype}"]

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from minquant.functional.pool import adaptive_sizes
 from minquant.functional.windows import per_axis
 from minquant.nn import (
     GELU,
@@ -55,6 +56,12 @@ FIXED_RANGES: dict[type[Module], tuple[int, int]] = {Sigmoid: (0, 1), Softmax: (
 Rule = Callable[[Dialect, Any, QTensor, QParams], QTensor]
 
 
+def _adaptive_avg_pool2d(dialect: Dialect, pool: Any, x: QTensor, output: QParams) -> QTensor:
+    sizes = adaptive_sizes(pool.output_size, "AdaptiveAvgPool2d")
+    height, width = (n if size is None else size for n, size in zip(x.shape[-2:], sizes, strict=True))
+    return dialect.adaptive_avg_pool2d(x, (height, width), output)
+
+
 def _avg_pool2d(dialect: Dialect, pool: Any, x: QTensor, output: QParams) -> QTensor:
     kernel, stride, padding = (
         per_axis(getattr(pool, name), 2, 0, f"AvgPool2d: {name}") for name in ("kernel_size", "stride", "padding")
@@ -64,6 +71,7 @@ def _avg_pool2d(dialect: Dialect, pool: Any, x: QTensor, output: QParams) -> QTe
 
 RULES: dict[type[Module], Rule] = {
     AvgPool2d: _avg_pool2d,
+    AdaptiveAvgPool2d: _adaptive_avg_pool2d,
     Sigmoid: lambda dialect, module, x, output: dialect.sigmoid(x, output),
     Tanh: lambda dialect, module, x, output: dialect.tanh(x, output),
     Softmax: lambda dialect, module, x, output: dialect.softmax(x, module.dim, output),

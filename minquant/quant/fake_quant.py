@@ -53,8 +53,8 @@ class FakeQuantize(Module):
     ) -> None:
         super().__init__()
         self.activation_post_process: Observer = observer(quant_min=quant_min, quant_max=quant_max, **observer_kwargs)
-        self.observer_enabled = True
-        self.fake_quant_enabled = True
+        self.register_buffer("observer_enabled", True)  # buffers, so that a checkpoint holds them
+        self.register_buffer("fake_quant_enabled", True)
 
     @classmethod
     def with_args(cls, **arguments: Any) -> ObserverFactory:
@@ -114,7 +114,8 @@ class FakeQuantize(Module):
         self.enable_fake_quant(False)
 
     def extra_repr(self) -> str:
-        return f"observer_enabled={self.observer_enabled}, fake_quant_enabled={self.fake_quant_enabled}"
+        enabled = bool(self.observer_enabled), bool(self.fake_quant_enabled)
+        return f"observer_enabled={enabled[0]}, fake_quant_enabled={enabled[1]}"
 
 
 class WeightFakeQuantize(FakeQuantize):
@@ -140,11 +141,11 @@ def disable_observer(module: Module) -> None:
 
 def enable_fake_quant(module: Module) -> None:
     """``model.apply(enable_fake_quant)``: every fake quantizer in it rounds again."""
-    if isinstance(module, FakeQuantize):
-        module.enable_fake_quant()
+    if hasattr(module, "fake_quant_enabled"):  # the stub behind the last layer has a say, too
+        module.fake_quant_enabled = True
 
 
 def disable_fake_quant(module: Module) -> None:
     """``model.apply(disable_fake_quant)``: every fake quantizer in it lets values pass."""
-    if isinstance(module, FakeQuantize):
-        module.disable_fake_quant()
+    if hasattr(module, "fake_quant_enabled"):
+        module.fake_quant_enabled = False

@@ -70,6 +70,8 @@ class LearnableFakeQuantize(FakeQuantize):
     Source: torch.ao.quantization._learnable_fake_quantize._LearnableFakeQuantize, torch 2.13.
     """
 
+    resizable = ("scale", "zero_point")
+
     def __init__(
         self,
         observer: Any,
@@ -91,7 +93,7 @@ class LearnableFakeQuantize(FakeQuantize):
         if use_grad_scaling and quant_max < 1:
             raise ValueError(f"LearnableFakeQuantize: use_grad_scaling divides by quant_max, got {quant_max}")
         self.use_grad_scaling = use_grad_scaling
-        self.learning_enabled = False
+        self.register_buffer("learning_enabled", False)
         channels = 1 if channel_len == -1 else channel_len
         self.scale = Parameter(np.full(channels, scale, F32), requires_grad=False)
         self.zero_point = Parameter(np.full(channels, zero_point, F32), requires_grad=False)
@@ -105,6 +107,7 @@ class LearnableFakeQuantize(FakeQuantize):
 
     def forward(self, x: Tensor) -> Tensor:
         """The values of x on the grid that was estimated or learned; the result's `qparams` tell which."""
+        self._let_learn(bool(self.learning_enabled))  # which a checkpoint may have changed
         if self.observer_enabled:
             self.observe(x)
         if not self.fake_quant_enabled:
@@ -184,11 +187,14 @@ class LearnableFakeQuantize(FakeQuantize):
     def toggle_qparam_learning(self, enabled: bool = True) -> LearnableFakeQuantize:
         """Whether scale and zero point require a gradient."""
         self.learning_enabled = enabled
-        self.scale.requires_grad = enabled
-        self.zero_point.requires_grad = enabled and not self.spec.symmetric
+        self._let_learn(enabled)
         if not enabled:
             self.scale.grad = self.zero_point.grad = None  # so that no optimizer applies what is left of it
         return self
+
+    def _let_learn(self, enabled: bool) -> None:
+        self.scale.requires_grad = enabled
+        self.zero_point.requires_grad = enabled and not self.spec.symmetric
 
     def toggle_fake_quant(self, enabled: bool = True) -> LearnableFakeQuantize:
         """Whether values are rounded to the grid."""
@@ -196,7 +202,7 @@ class LearnableFakeQuantize(FakeQuantize):
         return self
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, learning_enabled={self.learning_enabled}"
+        return f"{super().extra_repr()}, learning_enabled={bool(self.learning_enabled)}"
 
 
 class RoundToLearnedGrid(Function):

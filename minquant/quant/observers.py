@@ -72,6 +72,8 @@ class Observer(Module):
             symmetric "quint8" (its zero point, 128, would lie outside 0…127); an eps that is not positive.
     """
 
+    resizable = ("min_val", "max_val")
+
     def __init__(
         self,
         granularity: Granularity,

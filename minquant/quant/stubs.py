@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 
 from minquant import functional
-from minquant.nn import Dropout, Module
+from minquant.nn import DeQuantStub, Dropout, Module
 from minquant.tensor import Tensor
 
 from .dialects import get_dialect
 from .qtensor import QTensor
 from .spec import QParams
 
-__all__ = ["DeQuantize", "GridDropout", "Quantize"]
+__all__ = ["DeQuantize", "GridDropout", "LeaveGridStub", "Quantize"]
 
 
 class Quantize(Module):
@@ -49,6 +49,31 @@ class DeQuantize(Module):
                 "Put a QuantStub where the quantized part begins"
             )
         return Tensor(x.dequantize())
+
+
+class LeaveGridStub(DeQuantStub):
+    """A DeQuantStub in training: what reaches it must lie on a grid, since it will be integers after `convert`.
+
+    Attributes:
+        fake_quant_enabled: as of `FakeQuantize`; while values are not rounded, none lie on a grid.
+
+    Raises (in forward):
+        ValueError: real values that lie on no grid.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fake_quant_enabled = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.fake_quant_enabled and x.qparams is None:
+            raise ValueError(
+                "DeQuantStub: expected values on a quantization grid, got plain real values: an operation between the "
+                "last quantized layer and this stub left the grid, so that the converted model could not run it. Move "
+                "the stub before that operation, or write it with a FloatFunctional. (If you switched fake-quantization "
+                "off for single layers, set this stub's fake_quant_enabled to False as well.)"
+            )
+        return super().forward(x)
 
 
 class GridDropout(Dropout):

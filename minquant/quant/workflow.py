@@ -25,7 +25,7 @@ from .selection import (
     is_quantized,
     select,
 )
-from .stubs import DeQuantize, GridDropout
+from .stubs import DeQuantize, GridDropout, LeaveGridStub
 from .watching import check_calibrated, watch_output
 
 __all__ = ["convert", "prepare", "prepare_qat", "quantize_dynamic"]
@@ -91,6 +91,8 @@ def prepare_qat(model: Module, qconfig: QConfigs) -> Module:
     def swap(path: str, module: Module) -> Module | None:
         if isinstance(module, Dropout):
             return GridDropout(module.p)
+        if isinstance(module, DeQuantStub):
+            return LeaveGridStub()
         if path not in configs:
             return None
         if isinstance(module, TABLES):

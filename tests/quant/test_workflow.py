@@ -18,6 +18,7 @@ from minquant.quant import (
     DynamicQuantizedLinearReLU,
     FakeQuantize,
     HistogramObserver,
+    LearnableFakeQuantize,
     LinearReLU,
     MinMaxObserver,
     PerChannelMinMaxObserver,
@@ -524,3 +525,62 @@ def test_every_watcher_was_made_for_its_layer():
     prepared = calibrated()
     watchers = [m for m in prepared.modules() if isinstance(m, Observer)]
     assert len(watchers) == len({id(w) for w in watchers}) == 3
+
+
+# ---- checkpoints of a model in training ------------------------------------------------------------------------------
+
+
+def test_a_fresh_model_takes_up_where_a_checkpoint_left_off():
+    """Ranges per channel, whose shape a fresh observer does not know yet, and what was switched off, included."""
+    prepared = prepare_qat(wrapped().train(), get_default_qat_qconfig(weight_bits=4))
+    train(prepared, 3)
+    prepared.apply(disable_observer)
+    state = {name: tensor.data.copy() for name, tensor in prepared.state_dict().items()}
+    fresh = prepare_qat(wrapped().train(), get_default_qat_qconfig(weight_bits=4))
+    fresh.load_state_dict(state)
+    for model in (prepared, fresh):
+        model(3 * X)  # would widen the ranges, were they not frozen
+    assert np.array_equal(fresh(X).data, prepared(X).data)
+    assert np.array_equal(convert(fresh.eval())(X).data, convert(prepared.eval())(X).data)
+
+
+def test_a_learned_scale_survives_a_checkpoint():
+    qconfig = QConfig(
+        LearnableFakeQuantize.with_args(observer=MinMaxObserver, quant_min=0, quant_max=255),
+        LearnableFakeQuantize.with_args(observer=PerChannelMinMaxObserver, quant_min=-8, quant_max=7, dtype="qint8",
+                                        qscheme="per_channel_symmetric"),
+    )  # fmt: skip
+    learning = prepare_qat(wrapped().train(), qconfig)
+    train(learning, 1)
+    for module in learning.modules():
+        if isinstance(module, LearnableFakeQuantize):
+            module.enable_param_learning()
+    train(learning, 3, optim.SGD(learning.parameters(), lr=1e-4))
+    state = {name: tensor.data.copy() for name, tensor in learning.state_dict().items()}
+    fresh = prepare_qat(wrapped().train(), qconfig)
+    fresh.load_state_dict(state)
+    fresh(X)
+    scales = {name: p.data for name, p in fresh.named_parameters() if name.endswith("scale")}
+    assert scales and all(np.array_equal(scale, state[name]) for name, scale in scales.items())
+    assert all(p.requires_grad for name, p in fresh.named_parameters() if name.endswith("scale"))
+
+
+# ---- leaving the grid before the last stub ---------------------------------------------------------------------------
+
+
+class SumBeforeTheStub(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.quant, self.fc, self.dequant = QuantStub(), nn.Linear(3, 3), nn.DeQuantStub()
+
+    def forward(self, x):
+        x = self.quant(x)
+        return self.dequant(x + self.fc(x))
+
+
+def test_training_refuses_what_the_converted_model_could_not_run():
+    prepared = prepare_qat(SumBeforeTheStub(), get_default_qat_qconfig())
+    with pytest.raises(ValueError, match="DeQuantStub: expected values on a quantization grid, got plain real values"):
+        prepared(X)
+    prepared.apply(disable_fake_quant)
+    assert prepared(X).shape == (32, 3)

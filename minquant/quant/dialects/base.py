@@ -251,6 +251,10 @@ class Dialect(ABC):
         """The mean of each window, the real zeros of the padding counted."""
         return self.in_real_values(lambda y: functional.avg_pool2d(y, kernel, stride, padding), (x,), output)
 
+    def adaptive_avg_pool2d(self, x: QTensor, size: tuple[int, int], output: QParams) -> QTensor:
+        """The mean of each region."""
+        return self.in_real_values(lambda y: functional.adaptive_avg_pool2d(y, size), (x,), output)
+
     def sigmoid(self, x: QTensor, output: QParams) -> QTensor:
         """``1 / (1 + e⁻ˣ)``."""
         return self.in_real_values(functional.sigmoid, (x,), output)

@@ -202,7 +202,7 @@ check("500 random sums", onednn(acc, 0.00231, 115), onednn_specification(acc, 0.
 # %% [markdown]
 # No answer is wrong. But two engines that answer differently give different integers for one model, and the
 # person in between sees "an error of one" and cannot tell a dialect from a bug. (People ask for "the entire
-# process, from quantization to dequantization", as in
+# process (from quantization to dequantization)", as in
 # [FBGEMM#328](https://github.com/pytorch/FBGEMM/issues/328), because no formula on a slide settles these five.)
 # We take them one at a time.
 
@@ -437,7 +437,7 @@ assert compare("x86, qnnpack, onednn", ours, theirs) and ours.tolist() == record
 # %% [markdown]
 # By hand: 255·127 = 32,385 fits. Two of them are 64,770, which does not: 32,767 is stored, and half of the pair
 # is lost. A sum of 64 such products should be 2,072,640; it is 32 pairs of 32,767, that is **1,048,544**. A
-# user of PyTorch traced a wrong convolution to one such pair, 211·71 + 171·107 = 33,278
+# user of PyTorch traced a wrong result to one such pair, 211·71 + 171·107 = 33,278
 # ([pytorch#44939](https://github.com/pytorch/pytorch/issues/44939)), and found it "a bit obscure and hard to trace".
 
 # %%
@@ -553,7 +553,7 @@ print(f"{clipped:.0%} of the first layer's {exact.size:,} sums lost something")
 assert 0.3 < clipped < 0.7 and abs(right["fbgemm_avx2", False] - right["fbgemm", False]) < 0.03
 
 # %% [markdown]
-# Nearly half. Neighbouring pixels are bright together and have similar weights, so neighbouring products are
+# About half of them. Neighbouring pixels are bright together and have similar weights, so neighbouring products are
 # large together: the instruction's worst case is a picture's normal case.
 
 # %% [markdown]
@@ -847,8 +847,8 @@ for name, row in answers.items():
 
 # %% [markdown]
 # **The surprise in a sentence.** gemmlowp turns −2.5 into −2 when the multiplier is ½ and into −3 when it is ¼,
-# and a quarter into 1, since it rounds twice; and on a machine that adds pairs in 16 bits nearly half of a
-# layer's sums can be wrong while the accuracy stays where it was.
+# and a quarter into 1, since it rounds twice; and on a machine that adds pairs in 16 bits half of a layer's sums
+# can be wrong while the accuracy stays where it was.
 
 # %% [markdown]
 # **What this lesson does not cover.** Convolutions, which have the same dialects (on x86 PyTorch even chooses

@@ -53,8 +53,6 @@ class Check:
         theirs: the oracle's outputs, under the same names; imports the oracle's package.
         bound: largest difference allowed between two values; 0 means that they must be equal.
         engine: the engine that torch must have been built with, if any.
-        vnni: whether the oracle is right only on a processor with VNNI: without it torch's sums of int8 products
-            saturate in fbgemm and x86, and onednn adds and rounds in another order.
     """
 
     name: str
@@ -64,7 +62,6 @@ class Check:
     theirs: Callable[[Inputs], Outputs]
     bound: float = 0.0
     engine: str = ""
-    vnni: bool = False
 
     @property
     def needs(self) -> str:

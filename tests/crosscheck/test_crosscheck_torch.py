@@ -14,6 +14,7 @@ pytest.importorskip("torchao")
 from minquant import cli
 from minquant.commands import output
 from minquant.crosscheck import checks, ours
+from minquant.crosscheck.processor import dialect_of
 from minquant.crosscheck.suite import Check, select
 from minquant.quant import fake_quant, grid
 from minquant.quant.dialects import fbgemm, qnnpack
@@ -34,8 +35,7 @@ def test_quick(tmp_path, capfd):
     status, report = run(tmp_path)
     printed = capfd.readouterr()
     assert status == 0 and report["ok"] and failed(report) == set()
-    wanting = {c.name for c in checks.CHECKS if c.vnni and not report["versions"]["vnni"]}
-    assert set(report["unchecked"]) == wanting and len(report["checks"]) + len(wanting) == len(checks.CHECKS)
+    assert report["unchecked"] == {} and len(report["checks"]) == len(checks.CHECKS)
     assert sum(c["elements"] for c in report["checks"]) > 1_000_000
     for c in report["checks"]:
         assert {"name", "oracle", "cases", "elements", "mismatches", "max_abs_diff", "bound", "ok"} <= set(c)
@@ -126,13 +126,11 @@ def test_without_torchao_the_rest_is_checked_and_the_gap_named(tmp_path, monkeyp
     assert "not checked, since torchao is not installed" in capsys.readouterr().out
 
 
-def made_up(engine, **options):
+def made_up(engine):
     def draw(rng, quick):
         yield {"x": 1}
 
-    return Check(
-        f"made up/{engine}", "torch.rule", draw, lambda _: np.ones(1), lambda _: np.ones(1), 0.0, engine, **options
-    )
+    return Check(f"made up/{engine}", "torch.rule", draw, lambda _: np.ones(1), lambda _: np.ones(1), 0.0, engine)
 
 
 def test_an_engine_that_torch_lacks_is_named_and_no_failure(tmp_path, monkeypatch):
@@ -143,9 +141,11 @@ def test_an_engine_that_torch_lacks_is_named_and_no_failure(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("vnni", [True, False])
-def test_a_processor_without_vnni_is_named_and_no_failure(tmp_path, monkeypatch, vnni):
+def test_the_processor_is_named_and_decides_what_torchs_engines_speak(tmp_path, monkeypatch, capsys, vnni):
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: vnni)
-    monkeypatch.setattr(checks, "CHECKS", (made_up("x86"), made_up("onednn", vnni=True)))
-    status, report = run(tmp_path)
-    assert status == 0 and report["ok"] and len(report["checks"]) == 1 + vnni
-    assert list(report["unchecked"]) == ([] if vnni else ["made up/onednn"])
+    monkeypatch.setattr(checks, "CHECKS", (made_up("x86"),))
+    run(tmp_path)
+    assert ("without VNNI" in capsys.readouterr().out) != vnni
+    spoken = [dialect_of(engine) for engine in ("fbgemm", "x86", "qnnpack", "onednn")]
+    without = ["fbgemm_avx2", "fbgemm_avx2", "qnnpack", "onednn_avx2"]
+    assert spoken == (["fbgemm", "x86", "qnnpack", "onednn"] if vnni else without)

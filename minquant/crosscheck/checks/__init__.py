@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..suite import Check
 from . import (
     conv,
+    convnets,
     embedding,
     fake_quant,
     flows,
@@ -44,6 +45,7 @@ CHECKS: tuple[Check, ...] = (
     *operations.CHECKS,
     *embedding.CHECKS,
     *flows.CHECKS,
+    *convnets.CHECKS,
     *optimizers.CHECKS,
 )
 """Every check, in the order in which they run."""

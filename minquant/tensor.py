@@ -113,6 +113,14 @@ class Tensor:
         """How many elements it has."""
         return self.data.size
 
+    def dim(self) -> int:
+        """How many axes it has."""
+        return self.ndim
+
+    def size(self, dim: int | None = None) -> Any:
+        """The shape, or its length along one axis."""
+        return self.shape if dim is None else self.shape[dim]
+
     def item(self) -> Any:
         """The value of a tensor with one element, as a Python number."""
         if self.numel() != 1:
@@ -396,6 +404,10 @@ class Tensor:
         return F.argmax(self, dim, keepdim)
 
     def reshape(self, *shape: Any) -> Tensor:
+        return F.reshape(self, _sizes(shape))
+
+    def view(self, *shape: Any) -> Tensor:
+        """As `reshape`, which copies where torch's view would refuse."""
         return F.reshape(self, _sizes(shape))
 
     def permute(self, *dims: Any) -> Tensor:

@@ -120,7 +120,7 @@ class FoldsBatchNorm(QATWeighted):
 
     def __init__(self, fused: Fused, weight_fake_quant: FakeQuantize, backend: str) -> None:
         super().__init__(fused.layer, weight_fake_quant, backend)
-        self.bn = fused.bn
+        self.bn: Any = fused.bn
         self.bn_frozen = False
 
     def forward(self, x: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ def to_qat(module: Any, path: str, config: QConfig) -> QATWeighted | QATEmbeddin
             "get_default_qat_qconfig() is the preset"
         )
     if isinstance(module, Embedding | EmbeddingBag):
-        kind = QATEmbeddingBag if isinstance(module, EmbeddingBag) else QATEmbedding
+        kind: Any = QATEmbeddingBag if isinstance(module, EmbeddingBag) else QATEmbedding
         return kind(module, fake_quant, config.backend)
     has_batch_norm = isinstance(module, Fused) and module.bn is not None
     layer = module if has_batch_norm else _parts(module)[0]

@@ -103,8 +103,15 @@ class QTensor:
         """Number of axes."""
         return len(self.shape)
 
-    @property
-    def size(self) -> int:
+    def dim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    def size(self, dim: int | None = None) -> Any:
+        """The shape, or its length along one axis."""
+        return self.shape if dim is None else self.shape[dim]
+
+    def numel(self) -> int:
         """Number of integers."""
         return math.prod(self.shape)
 
@@ -137,6 +144,8 @@ class QTensor:
         from minquant import functional
 
         return functional.reshape(self, shape)  # type: ignore[return-value]
+
+    view = reshape
 
     def flatten(self, start_dim: int = 0, end_dim: int = -1) -> QTensor:
         """The same integers with the axes `start_dim` … `end_dim` made one."""

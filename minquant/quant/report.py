@@ -195,7 +195,7 @@ def _weight_bytes(module: Module) -> tuple[int, int]:
         return math.prod(module.weight.shape) * FLOAT_BYTES, module.weight.nbytes
     if isinstance(module, IntegerWeight):
         bias = 0 if module.bias is None else module.bias.nbytes
-        return module.weight.size * FLOAT_BYTES + bias, module.weight.nbytes + bias
+        return module.weight.numel() * FLOAT_BYTES + bias, module.weight.nbytes + bias
     layer, planned = _weighted(module), _planned_weight_spec(module)
     before = sum(p.data.nbytes for p in _own_parameters(module))
     if planned is None or layer is None:

@@ -70,8 +70,8 @@ class LeaveGridStub(DeQuantStub):
             raise ValueError(
                 "DeQuantStub: expected values on a quantization grid, got plain real values: an operation between the "
                 "last quantized layer and this stub left the grid, so that the converted model could not run it. Move "
-                "the stub before that operation, or write it with a FloatFunctional. (If you switched fake-quantization "
-                "off for single layers, set this stub's fake_quant_enabled to False as well.)"
+                "the stub before that operation, or write it with a FloatFunctional. (Where fake-quantization is off "
+                "for single layers, set this stub's fake_quant_enabled to False as well.)"
             )
         return super().forward(x)
 

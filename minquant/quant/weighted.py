@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,8 @@ class QATWeighted(Module):
     """
 
     activation_post_process: FakeQuantize
+    product: Callable[..., Tensor]
+    """The layer's linear map of x, weight and bias: what a subclass defines."""
     relu = False
 
     def __init__(self, layer: Any, weight_fake_quant: FakeQuantize, backend: str) -> None:
@@ -72,10 +75,6 @@ class QATWeighted(Module):
     def folded(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of the converted layer, before they are quantized."""
         return self.weight, self.bias
-
-    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The layer's linear map."""
-        raise NotImplementedError(f"{type(self).__name__} must define product")
 
     def checked_input(self, x: Any) -> Tensor:
         """The input as a Tensor on a grid that serves."""

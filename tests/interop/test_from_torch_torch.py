@@ -408,8 +408,8 @@ def test_all_that_is_wrong_is_listed_at_once() -> None:
     assert len(str(error.value).splitlines()) == 1 + 1 + 2 + 1
 
 
-def viewed(x: Any) -> Any:
-    return x.view(-1)
+def rolled(x: Any) -> Any:
+    return x.roll(1)
 
 
 def relued(x: Any) -> Any:
@@ -428,13 +428,37 @@ class Runs(T.Module):
         return globals()[self.kind](self.fc(x))
 
 
-@pytest.mark.parametrize(("function", "words"), [(viewed, ["'view'"]), (relued, ["must be Tensor, not Tensor"])])
+@pytest.mark.parametrize(("function", "words"), [(rolled, ["'roll'"]), (relued, ["must be Tensor, not Tensor"])])
 def test_what_shows_only_at_run_time_is_explained(function: Any, words: list[str]) -> None:
     ours = from_torch(T.Sequential(T.Identity(), T.Sequential(Runs(function))))
     with pytest.raises(TypeError) as error:
         ours(ROWS[0, :, :2])
     for word in [*words, "Runs '1.0'", "brought over by from_torch", "into="]:
         assert word in str(error.value)
+
+
+class Idiomatic(T.Module):
+    """As most networks are written: the commonest line of all is `x.view(x.size(0), -1)`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = T.Conv2d(1, 2, 3), T.Linear(8, 3)
+
+    def forward(self, x: Any) -> Any:
+        x = self.conv(x)
+        return self.fc(x.view(x.size(0), -1))
+
+
+def test_views_and_sizes_come_over_and_work_on_integers() -> None:
+    theirs = Idiomatic()
+    x = np.random.default_rng(0).standard_normal((5, 1, 4, 4)).astype(np.float32)
+    ours = from_torch(theirs)
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(x)).numpy()
+    assert np.abs(ours(x).data - expected).max() <= 1e-5
+    prepared = prepare(QuantWrapper(ours), get_default_qconfig())
+    prepared(x)
+    assert np.abs(convert(prepared)(x).data - expected).max() <= 0.1 * np.abs(expected).max()
 
 
 def test_an_error_of_a_layer_is_its_own() -> None:

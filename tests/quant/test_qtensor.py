@@ -50,7 +50,8 @@ def test_storage_gives_the_integers_back(bits, signed, shape, seed):
     integers = np.random.default_rng(seed).integers(spec.qmin, spec.qmax + 1, shape)
     q = QTensor(integers, QParams(1.0, 0, spec))
     assert np.array_equal(q.int_repr(), integers) and q.int_repr().dtype == spec.dtype
-    assert q.int_repr().shape == q.shape == shape and q.size == integers.size and q.ndim == len(shape)
+    assert q.int_repr().shape == q.shape == shape and q.numel() == integers.size
+    assert q.size() == shape and q.dim() == q.ndim == len(shape) and all(q.size(i) == n for i, n in enumerate(shape))
     assert np.array_equal(unpack_bits(pack_bits(integers, bits), bits, signed, shape), integers)
 
 

@@ -64,9 +64,10 @@ def select(model: Module, qconfig: Any, flow: str) -> dict[str, QConfig]:
     chosen = {}
     for layer in layers:
         config, reason = _wish_for(layer, wishes)
-        if config is not None and flow == "prepare_qat" and isinstance(model.get_submodule(layer), TABLES):
-            if not get_dialect(config.backend).trains_tables:
-                config, reason = None, f"{config.backend} does not train tables on the grid that it converts them to"
+        is_trained_table = flow == "prepare_qat" and isinstance(model.get_submodule(layer), TABLES)
+        if config and is_trained_table and not get_dialect(config.backend).trains_tables:
+            reason = f"{config.backend} does not train tables on the grid that it converts them to"
+            config = None
         if config is None:
             model.get_submodule(layer).float_reason = reason
         else:

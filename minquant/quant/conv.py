@@ -129,22 +129,52 @@ class QATConvReLU2d(QATConv2d):
     relu = True
 
 
-# ---- static ----------------------------------------------------------------------------------------------------------
+# ---- on integers -----------------------------------------------------------------------------------------------------
 
 
-class QuantizedConv(Slides, IntegerWeight):
-    """Static quantized convolution: integers in, integers out, one pass in the dialect's arithmetic.
+class IntegerConv(Slides, IntegerWeight):
+    """What the integer convolutions share.
 
     Args:
         weight: QTensor ``(out_channels, in_channels / groups, *kernel)``.
         bias: float32 array ``(out_channels,)`` or None.
-        output: the grid of the result.
         backend: the dialect.
         stride: as for `functional.conv2d`, and so are the next three. The padding is real 0, that is, the input's
             zero point.
         padding: likewise.
         dilation: likewise.
         groups: likewise.
+
+    Raises:
+        ValueError: as `IntegerWeight`; options that do not fit; in forward, an input whose shape does not fit.
+    """
+
+    def __init__(
+        self,
+        weight: QTensor,
+        bias: np.ndarray | None,
+        backend: str,
+        stride: Sizes,
+        padding: Sizes | str,
+        dilation: Sizes,
+        groups: int,
+    ) -> None:
+        super().__init__(weight, bias, backend)
+        self._set_shape(weight, stride, padding, dilation, groups, self._kind)
+
+    def extra_repr(self) -> str:
+        return f"{self._describe()}, {super().extra_repr()}"
+
+
+# ---- static ----------------------------------------------------------------------------------------------------------
+
+
+class QuantizedConv(IntegerConv):
+    """Static quantized convolution: integers in, integers out, one pass in the dialect's arithmetic.
+
+    Args:
+        weight: this and all others: see `IntegerConv`.
+        output: the grid of the result.
 
     Raises (in forward):
         TypeError: real values instead of integers: there is no QuantStub before the layer.
@@ -164,8 +194,7 @@ class QuantizedConv(Slides, IntegerWeight):
         dilation: Sizes = 1,
         groups: int = 1,
     ) -> None:
-        super().__init__(weight, bias, backend)
-        self._set_shape(weight, stride, padding, dilation, groups, self._kind)
+        super().__init__(weight, bias, backend, stride, padding, dilation, groups)
         check_output_grid(output, self._kind)
         self.output = output
 
@@ -179,7 +208,7 @@ class QuantizedConv(Slides, IntegerWeight):
         return y if batched else y.reshape(*y.shape[1:])
 
     def extra_repr(self) -> str:
-        return f"{self._describe()}, {super().extra_repr()}, output={self.output}"
+        return f"{super().extra_repr()}, output={self.output}"
 
 
 class QuantizedConv1d(QuantizedConv):
@@ -215,18 +244,12 @@ class QuantizedConvReLU2d(QuantizedConv2d):
 # ---- dynamic ---------------------------------------------------------------------------------------------------------
 
 
-class DynamicQuantizedConv(Slides, IntegerWeight):
+class DynamicQuantizedConv(IntegerConv):
     """Dynamic quantized convolution: float32 in and out; the input's grid is chosen from the input itself.
 
     Args:
-        weight: QTensor ``(out_channels, in_channels / groups, *kernel)``.
-        bias: float32 array ``(out_channels,)`` or None.
+        weight: this and all others: see `IntegerConv`.
         input_spec: the kind of grid for the input, per tensor.
-        backend: the dialect.
-        stride: as for `functional.conv2d`, and so are the next three.
-        padding: likewise.
-        dilation: likewise.
-        groups: likewise.
 
     Raises (in forward):
         TypeError: integers instead of real values.
@@ -246,8 +269,7 @@ class DynamicQuantizedConv(Slides, IntegerWeight):
         dilation: Sizes = 1,
         groups: int = 1,
     ) -> None:
-        super().__init__(weight, bias, backend)
-        self._set_shape(weight, stride, padding, dilation, groups, self._kind)
+        super().__init__(weight, bias, backend, stride, padding, dilation, groups)
         check_integer_spec(input_spec, "input")
         if not isinstance(input_spec.granularity, PerTensor):
             raise ValueError(f"{self._kind}: the input's grid is per tensor, got {input_spec}")
@@ -264,7 +286,7 @@ class DynamicQuantizedConv(Slides, IntegerWeight):
         return Tensor(y if batched else y[0])
 
     def extra_repr(self) -> str:
-        return f"{self._describe()}, {super().extra_repr()}, input={self.input_spec}"
+        return f"{super().extra_repr()}, input={self.input_spec}"
 
 
 class DynamicQuantizedConv1d(DynamicQuantizedConv):

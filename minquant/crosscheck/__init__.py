@@ -1,1 +1,8 @@
 """minquant beside the installed torch: whatever needs torch here imports it when it is called."""
+
+from __future__ import annotations
+
+from .compare import compare
+from .comparison import Comparison
+
+__all__ = ["Comparison", "compare"]

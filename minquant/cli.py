@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from minquant.commands import crosscheck, demo, lessons, rosetta
+from minquant.commands import compare, crosscheck, demo, lessons, rosetta
 
 __all__ = ["main"]
 
@@ -21,11 +21,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="minquant",
         description="Neural-network quantization from scratch: what a quantized model really computes.",
         epilog="examples:\n  minquant demo all --json out.json --plots plots\n  minquant lessons open 01\n"
-        "  minquant crosscheck --quick",
+        "  minquant crosscheck --quick\n  minquant compare net.py:make_float net.py:make_quantized inputs.npy",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for command in (demo, lessons, crosscheck, rosetta):
+    for command in (demo, lessons, crosscheck, compare, rosetta):
         command.add_parser(subparsers)
     args = parser.parse_args(argv)
     if not hasattr(args, "run"):

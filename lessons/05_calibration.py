@@ -14,7 +14,7 @@ import warnings
 
 import matplotlib.pyplot as plt
 import numpy as np
-from lesson_tools import COLOURS, check, compare, quiet_torch, show_versions, torch_or_recorded, use_style
+from lesson_tools import COLOURS, check, compare, dialect_of, quiet_torch, show_versions, torch_or_recorded, use_style
 
 import minquant as mq
 from minquant import nn, optim
@@ -383,6 +383,14 @@ recorded = {
     "x86": [[58, 65], [57, 66], [41, 48], [12, 14]],
     "qnnpack": [[120, 133], [116, 134], [82, 96], [23, 27]],
     "onednn": [[119, 133], [115, 134], [82, 96], [23, 27]],
+    "fbgemm_avx2": [[58, 65], [57, 66], [41, 48], [12, 14]],
+    "onednn_avx2": [[119, 115], [115, 115], [82, 96], [23, 27]],
+}
+# On a processor without VNNI, sums saturate in torch's x86 and onednn; minquant calls what they speak there
+# fbgemm_avx2 and onednn_avx2, and lesson 08 says why.
+spoken = {engine: dialect_of(engine) for engine in ENGINES}
+models = {
+    engine: static(net, dialect) if dialect != engine else quantized[engine] for engine, dialect in spoken.items()
 }
 
 
@@ -401,13 +409,14 @@ def torch_codes(torch, engine, rows):
     return torch_static(torch, engine).body(torch.tensor(test_x.data[:rows])).int_repr().numpy()
 
 
-for engine, model in quantized.items():
-    theirs = torch_or_recorded(lambda torch, e=engine: torch_codes(torch, e, 4), np.array(recorded[engine]))
-    assert compare(engine, model.body(test_x.data[:4]), theirs)
+for engine, model in models.items():
+    dialect = spoken[engine]
+    theirs = torch_or_recorded(lambda torch, e=engine: torch_codes(torch, e, 4), np.array(recorded[dialect]))
+    assert compare(dialect, model.body(test_x.data[:4]), theirs)
 
 # %%
 if torch:
-    for engine, model in quantized.items():
+    for engine, model in models.items():
         other = torch_static(torch, engine)
         our_grids = [float(model.fc1.output.scale), float(model.fc2.output.scale)]
         same_grids = our_grids == [other.fc1.scale, other.fc2.scale]

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from minquant.crosscheck import processor
 from minquant.crosscheck.quiet import PYTHON_NOTICES, spend_native_notice
 
 COLOURS = {"float": "#6b6b6b", "minquant": "#0072b2", "torch": "#d55e00"}
@@ -168,6 +169,14 @@ def quiet_torch() -> ModuleType | None:
     torch.set_num_threads(1)
     spend_native_notice(torch)
     return torch
+
+
+def dialect_of(engine: str) -> str:
+    """What torch's engine speaks on this processor: without VNNI its sums may saturate, and minquant has a name for it.
+
+    Without torch, the dialect of the engine's own name.
+    """
+    return engine if quiet_torch() is None else processor.dialect_of(engine)
 
 
 def torch_or_recorded(compute: Callable[[ModuleType], Any], recorded: Any) -> Any:

@@ -389,9 +389,7 @@ recorded = {
 # On a processor without VNNI, sums saturate in torch's x86 and onednn; minquant calls what they speak there
 # fbgemm_avx2 and onednn_avx2, and lesson 08 says why.
 spoken = {engine: dialect_of(engine) for engine in ENGINES}
-models = {
-    engine: static(net, dialect) if dialect != engine else quantized[engine] for engine, dialect in spoken.items()
-}
+models = {engine: static(net, dialect) for engine, dialect in spoken.items()}
 
 
 def torch_static(torch, engine):

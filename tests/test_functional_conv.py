@@ -77,6 +77,11 @@ def test_padding_same_keeps_the_size_and_has_a_gradient(kernel: tuple[int, int])
     gradcheck("conv2d, same", lambda x, w: F.conv2d(x, w, padding="same", dilation=(2, 1)), [x, weight])
 
 
+def test_an_odd_element_of_padding_same_goes_to_the_end() -> None:
+    x, weight = np.array([[[1.0, 2.0, 3.0]]]), np.array([[[1.0, 10.0]]])
+    assert F.conv1d(x, weight, padding="same").tolist() == [[[21, 32, 3]]]
+
+
 def test_no_images_give_no_images_and_gradients_of_zero() -> None:
     x, weight = zeros(0, 4, 5, 5).requires_grad_(), zeros(6, 2, 3, 3).requires_grad_()
     out = F.conv2d(x, weight, groups=2)

@@ -18,12 +18,15 @@ from minquant.quant import (
     LinearReLU,
     QATConvBn2d,
     QATConvBnReLU2d,
+    QParams,
+    QSpec,
     QuantizedConv2d,
     QuantizedConvReLU2d,
     QuantizedLinear,
     QuantWrapper,
     convert,
     disable_fake_quant,
+    fake_quantize,
     fold_batch_norm,
     freeze_bn_stats,
     fuse_modules,
@@ -145,6 +148,20 @@ def test_without_rounding_it_trains_as_the_float_model_does():
         (y * upstream).sum().backward()
     a, b = model.module.conv1.weight.grad.data, plain._modules["conv1"].weight.grad.data
     assert np.abs(a - b).max() <= 1e-4 * np.abs(b).max()
+
+
+def test_in_training_the_folded_weight_is_rounded():
+    """γ -1, σ 1: 1.5 and 0.6 are folded to -1.5 and -0.6, on 2 bits -2 and -1; not folded they would both be 1."""
+    float_model = nn.Sequential(nn.Linear(2, 1, bias=False), nn.BatchNorm1d(1, eps=0.0))
+    float_model[0].weight.data[:] = [[1.5, 0.6]]
+    float_model[1].weight.data[:] = -1
+    fused = fuse_modules_qat(float_model, [["0", "1"]])
+    layer = prepare_qat(QuantWrapper(fused), get_default_qat_qconfig(weight_bits=2)).module[0]
+    x = fake_quantize(Tensor(np.eye(3, 2, dtype=F32)), QParams(1.0, 0, QSpec(signed=False)))
+    assert layer.product(x, layer.fake_quantized(-layer.weight), None).tolist() == [[-2], [-1], [0]]
+    y = layer(x)  # of 2, 1 and 0: mean 1, σ² 2/3
+    step = 2 * 1.5**0.5 / 255  # of the output's grid
+    assert np.abs(y.data[:, 0] - np.array([-1, 0, 1]) * 1.5**0.5).max() <= step
 
 
 def test_a_channel_that_is_switched_off_stays_finite():

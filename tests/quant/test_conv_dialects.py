@@ -102,6 +102,15 @@ def test_ties(engine, expected):
     assert y.int_repr().ravel().tolist() == expected
 
 
+def test_onednn_inverts_a_weights_scale_twice_for_a_linear_and_not_for_a_conv():
+    """f(1/f(1/3.5)) is 3.4999998: 3.5 goes to 4, and that to 3."""
+    x, weight, output = np.ones((1, 1, 1), np.uint8), np.ones((1, 1, 1), np.int8), grid(1, 0)
+    dialect = get_dialect("onednn")
+    conv = dialect.conv(QTensor(x, grid(1, 0)), weight_of(weight, 3.5), np.zeros(1, F32), output, False, square((1,)))
+    linear = dialect.linear(QTensor(x[0], grid(1, 0)), weight_of(weight[0], 3.5), np.zeros(1, F32), output, False)
+    assert (conv.int_repr().item(), linear.int_repr().item()) == (4, 3)
+
+
 def test_which_engine_x86_takes():
     """Ties tell: onednn rounds after adding the zero point, fbgemm before."""
 

@@ -128,6 +128,12 @@ def test_a_real_zero_point() -> None:
     assert (rows.nbytes, len(rows), rows.shape) == (9 + 3 * 8, 3, (3, 3))
 
 
+def test_a_zero_point_between_two_integers() -> None:
+    rows = quantize_rows(np.array([[-0.5, 0.25, 254.5]], F32))  # scale 1, zero point 0.5: 0.25 is at 0.75
+    assert rows.zero_point.tolist() == [0.5] and rows.int_repr().tolist() == [[0, 1, 255]]
+    assert rows.lookup(np.array([0])).tolist() == [[-0.5, 0.5, 254.5]]
+
+
 def test_four_bits_are_kept_in_half_a_byte_and_float16() -> None:
     rows = quantize_rows(np.array([[0.0, 1.5, 0.1, 0.7]], F32), 4)  # scale 0.1, in float16 0.0999755859375
     assert rows.int_repr().tolist() == [[0, 15, 1, 7]]

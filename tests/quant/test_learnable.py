@@ -136,6 +136,7 @@ def test_the_scale_stays_positive_and_the_zero_point_on_the_grid():
     assert qparams.scale == fake_quant.scale.data == F32(2.0**-23)
     assert qparams.zero_point == 7
     assert learning(1.0, 2.5).qparams().zero_point == 2  # half to even
+    assert [learning(1.0, z).qparams().zero_point for z in (2.75, -1.75)] == [3, -2]
 
 
 def test_a_symmetric_zero_point_stays():

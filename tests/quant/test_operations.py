@@ -241,3 +241,6 @@ def test_softmax_of_qnnpack_divides_integers() -> None:
     x = tensor([[4, 3]], 1.0)
     assert integers(dialect("qnnpack").softmax(x, 1, grid(1 / 256, 0))) == [[187, 69]]
     assert integers(dialect("qnnpack").softmax(x, 1, grid(1 / 128, 0))) == [[94, 34]]  # torch's native kernel
+    near_a_half = tensor([[44, 85, 122]], 0.125)  # 256·exp(0)/Σ = 253.49999996, which float32 makes 253.5
+    assert integers(dialect("qnnpack").softmax(near_a_half, 1, grid(1 / 256, 0))) == [[0, 2, 253]]
+    assert integers(dialect("x86").softmax(near_a_half, 1, grid(1 / 256, 0))) == [[0, 2, 254]]

@@ -26,8 +26,10 @@ ATTEMPTS = 12
 
 def probes(
     facts: Facts, grid: QParams, rule: Rule | None, rng: np.random.Generator, ends: tuple[int, int] | None = None
-) -> QTensor:
-    """Inputs (R, K) of a Linear or (R, C, *size) of a Conv on the grid that it gets.
+) -> list[QTensor]:
+    """Inputs (R, K) of a Linear or (R, C, *size) of a Conv, on the grid that it gets and on one an eighth as wide.
+
+    On the finer grid a step of the output is more steps of the sum, so that more sums come to lie on a tie.
 
     Args:
         facts: the layer's.
@@ -38,14 +40,19 @@ def probes(
     """
     span = Span(int(grid.zero_point), *(ends or (grid.spec.qmin, grid.spec.qmax)))
     weight: Any = facts.weight
-    filters = weight.int_repr().astype(np.int64) - np.reshape(
-        weight.qparams.zero_point, (-1, *(1,) * (weight.ndim - 1))
-    )
-    rows = filters.reshape(len(filters), -1)  # (N, K), of a Conv one window
+    zeros = np.reshape(weight.qparams.zero_point, (-1, *(1,) * (weight.ndim - 1)))
+    rows = (weight.int_repr().astype(np.int64) - zeros).reshape(len(weight), -1)  # (N, K), of a Conv one window
     found = [*_constant(rows, span), *_largest_sums(rows, span, rng), *_random(rows, span, rng)]
-    if rule is not None:
-        found += _ties(facts, rows, grid, span, rule, rng) + _across(facts, rows, grid, span, rule, rng)
-    integers = np.array(found)
+    if rule is None:
+        return [_input(found, facts, grid)]
+    found += _ties(facts, rows, grid, span, rule, rng) + _across(facts, rows, grid, span, rule, rng)
+    finer = QParams(grid.scale / np.float32(8), grid.zero_point, grid.spec)
+    ties = _ties(facts, rows, finer, span, rule, rng)
+    return [_input(found, facts, grid), *([_input(ties, facts, finer)] if ties else [])]
+
+
+def _input(rows: list[np.ndarray], facts: Facts, grid: QParams) -> QTensor:
+    integers = np.array(rows)
     return QTensor(integers.astype(grid.spec.dtype) if facts.geometry is None else _images(integers, facts, grid), grid)
 
 
@@ -84,7 +91,7 @@ def _ties(
 ) -> list[np.ndarray]:
     """Rows whose output, before the rounding, lies halfway between two integers, or as near as float32 can."""
     found: list[np.ndarray] = []
-    for channel in rng.permutation(len(rows))[:CHANNELS]:
+    for channel in rng.permutation(len(rows))[:MOST_CHANNELS]:
         for total in _totals_at_ties(facts, grid, rule, channel, rng):
             row = _with_sum(rows[channel], int(total), span, rng)
             if row is not None:
@@ -131,7 +138,7 @@ def _totals_at_ties(facts: Facts, grid: QParams, rule: Rule, channel: int, rng: 
     totals = (middles[:, np.newaxis] + np.arange(-2, 3)).ravel().astype(np.int64)
     steps = _steps(facts, grid, rule, channel, totals)
     exact, near = totals[steps - np.floor(steps) == 0.5], totals[steps - np.floor(steps) != 0.5]
-    return np.concatenate([rng.permutation(exact)[:8], rng.permutation(near)[:8]])
+    return np.concatenate([rng.permutation(exact)[:8], rng.permutation(near)[:2]])
 
 
 def _steps(facts: Facts, grid: QParams, rule: Rule, channel: int, totals: np.ndarray) -> np.ndarray:

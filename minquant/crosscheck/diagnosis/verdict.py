@@ -86,14 +86,19 @@ def _integers(run: Run, a: Facts, b: Facts) -> Verdict:
     inputs = [_on_grid(pair.first[0].inputs[0], pair.second[0].inputs[0]) for pair in run.pairs]
     ya = [_codes(pair.first[-1].value) for pair in run.pairs]
     yb = [_codes(y) for y in run.outputs]
-    probe = probes(a, inputs[0].qparams, rule_of(a), np.random.default_rng(SEED))
-    pa, pb = (_codes(side.run(calls, [probe])) for side, calls in _calls(run))
-    seen = Seen(a, b, [*inputs, probe], [*ya, pa], [*yb, pb])
-    counts = {"values": pa.size, "differing": int((pa.astype(np.int64) != pb).sum())}
+    made = probes(a, inputs[0].qparams, rule_of(a), np.random.default_rng(SEED))
+    pa, pb = ([_codes(side.run(calls, [x])) for x in made] for side, calls in _calls(run))
+    seen = Seen(a, b, [*inputs, *made], [*ya, *pa], [*yb, *pb])
+    counts = _counts(pa, pb)
     if not run.difference.count and not counts["differing"]:
         return Verdict(probes=counts)
     found = cause_of_integers(seen)
     return Verdict(_on_what(found, run, counts), probes=counts)
+
+
+def _counts(first: list[np.ndarray], second: list[np.ndarray]) -> dict[str, int]:
+    differing = sum(int((p.astype(np.int64) != q).sum()) for p, q in zip(first, second, strict=True))
+    return {"values": sum(p.size for p in first), "differing": differing}
 
 
 def _calls(run: Run) -> list[tuple[Side, Any]]:
@@ -131,8 +136,9 @@ def _float_and_integers(run: Run, a: Facts, b: Facts) -> Verdict:
     inputs = [_on_grid(p.first[0].inputs[0], p.second[0].inputs[0]) for p in run.pairs]
     codes = np.concatenate([x.int_repr().ravel() for x in inputs])
     ends = int(codes.min(initial=0)), int(codes.max(initial=1))  # beyond what the data has, a float model says nothing
-    probe = probes(facts, inputs[0].qparams, rule_of(facts), np.random.default_rng(SEED), ends)
-    inputs, got = [*inputs, probe], [*map(_codes, outputs), _codes(side.run(calls, [probe]))]
+    made = probes(facts, inputs[0].qparams, rule_of(facts), np.random.default_rng(SEED), ends)
+    inputs = [*inputs, *made]
+    got = [*map(_codes, outputs), *(_codes(side.run(calls, [x])) for x in made)]
     for engine in side.engines(facts):
         seen = Seen(facts, facts, inputs, [by_dialect(str(engine), facts, x) for x in inputs], got)
         if engine == facts.dialect:
@@ -143,8 +149,7 @@ def _float_and_integers(run: Run, a: Facts, b: Facts) -> Verdict:
     wrong = (
         cause.cause != "rounding" or len(side.engines(facts)) == 1
     )  # an engine that is not known may round otherwise
-    last = int((own.ya[-1].astype(np.int64) != own.yb[-1]).sum())
-    return Verdict(cause, wrong, {"values": got[-1].size, "differing": last})
+    return Verdict(cause, wrong, _counts(own.ya[-len(made) :], own.yb[-len(made) :]))
 
 
 def _wrong_parameter(a: Facts, b: Facts) -> Evidence | None:
@@ -192,7 +197,7 @@ def _quantize(run: Run, a: Facts, b: Facts) -> Verdict:
         return _expected(run, facts)
     x = quantize_probes(grid)
     pa, pb = (_codes(s.run(c, [x])) for s, c in _calls(run))
-    counts = {"values": pa.size, "differing": int((pa.astype(np.int64) != pb).sum())}
+    counts = _counts([pa], [pb])
     if not run.difference.count and not counts["differing"]:
         return Verdict(probes=counts)
     data = [real(pair.first[0].inputs[0]).ravel() for pair in run.pairs]

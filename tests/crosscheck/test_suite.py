@@ -34,6 +34,8 @@ def check(cases, bound=0.0, name="made up/rule", oracle="torch.rule"):
         ([0.0, NAN, INF, -INF], [-0.0, NAN, INF, -INF], [0, 0, 0, 0]),
         ([NAN, 1.0, INF], [1.0, NAN, -INF], [INF, INF, INF]),
         (np.uint8([0, 255]), np.int64([255, 0]), [255, 255]),
+        (np.uint8([0, 255]), np.uint8([255, 0]), [255, 255]),
+        (np.float32(1), np.nextafter(np.float32(1), np.float32(2)), [2.0**-23]),
         (np.float32(1), np.array([1.0]), [0]),
         ([], [], []),
         ([[1, 2]], [1, 2], [INF, INF]),

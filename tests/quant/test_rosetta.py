@@ -162,6 +162,8 @@ def test_half_a_step_of_bias():
     found = requantized([0, 1, 2, 3], 0.125, 1.0, QParams(0.0625, 0, UINT8), np.full(4, 0.06))
     assert found["fbgemm and x86"] == found["onednn"] == ([1, 3, 5, 7], "")
     assert found["qnnpack"] == ([0, 2, 4, 6], "bias rounded to whole steps of sx·sw") == found["onnxruntime"]
+    whole_step = requantized([0, 1, 2, 3], 0.125, 1.0, QParams(0.0625, 0, UINT8), np.full(4, 0.07))
+    assert whole_step["gemmlowp, TFLite"][0] == [2, 4, 6, 8]
 
 
 def test_requantizing_random_accumulators():

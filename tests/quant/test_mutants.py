@@ -1,9 +1,8 @@
-"""Wrong implementations that look right. Each is put in the place of the right one, and some test must notice."""
+"""Wrong grids, Linears, fake quantizers and storage, each with one rule exchanged. See `mutants`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from minquant.quant import PerChannel, QParams, fake_quant, grid, integer, qtensor
 from minquant.quant.dialects import base, fbgemm, onednn, qnnpack, reference, torch_rules
 from tests.quant import test_dialects, test_fake_quant, test_grid, test_integer, test_linear, test_qtensor
+from tests.quant.mutants import Mutant, every, must_be_rejected, name
 
 F32 = np.float32
 
@@ -139,15 +139,12 @@ def golden(*engines: str) -> Callable[[], None]:
             for i in range(test_dialects.count("linear")):
                 test_dialects.test_golden_linear(engine, i)
 
+    check.__name__ = f"golden[{','.join(engines)}]"
     return check
 
 
-def closed_forms() -> None:
-    for case in test_grid.test_closed_forms.pytestmark[0].args[1]:
-        test_grid.test_closed_forms(*case)
-
-
-MUTANTS: list[tuple[Any, str, Any, Callable[[], None]]] = [
+closed_forms = every(test_grid.test_closed_forms)
+MUTANTS = [Mutant(*row) for row in (
     (grid, "to_codes", half_away_from_zero, test_grid.test_ties_go_to_even_before_the_zero_point_is_added),
     (grid, "to_codes", truncation, test_grid.test_every_value_is_at_most_half_a_step_away),
     (grid, "to_codes", zero_point_before_rounding, test_grid.test_ties_go_to_even_before_the_zero_point_is_added),
@@ -182,17 +179,9 @@ MUTANTS: list[tuple[Any, str, Any, Callable[[], None]]] = [
      test_fake_quant.test_a_weights_range_is_its_current_one),
     (reference.Reference, "qat_linear", float_product,
      test_linear.test_forward_is_the_integer_layer_and_backward_the_float_one),
-]  # fmt: skip
-
-
-def name(mutant: tuple[Any, str, Any, Callable[[], None]]) -> str:
-    return f"{mutant[2].__name__}-{mutant[3].__name__}"
+)]  # fmt: skip
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=name)
 def test_rejected(mutant, monkeypatch):
-    where, attribute, wrong, check = mutant
-    check()  # passes without the mutant, so that it is the mutant that it rejects
-    monkeypatch.setattr(where, attribute, wrong)
-    with pytest.raises(AssertionError):
-        check()
+    must_be_rejected(mutant, monkeypatch)

@@ -7,12 +7,13 @@ from pathlib import Path
 
 PROBE = """
 import json, sys, time
-import numpy
-start = time.perf_counter()
+start = time.process_time()
+import numpy.random
+numpys = time.process_time() - start
 import minquant
-seconds = time.perf_counter() - start
+ours = time.process_time() - start - numpys
 minquant.nn.Linear(2, 2)(minquant.rand(1, 2)).sum().backward()
-print(json.dumps([seconds, sorted({name.split(".")[0] for name in sys.modules})]))
+print(json.dumps([ours / numpys, sorted({name.split(".")[0] for name in sys.modules})]))
 """
 HEAVY = {"torch", "torchao", "numba", "scipy", "matplotlib", "rich", "sklearn", "safetensors"}
 
@@ -24,6 +25,6 @@ def probe() -> tuple[float, list[str]]:
 
 
 def test_importing_minquant_is_cheap_and_loads_no_large_library() -> None:
-    seconds, modules = min(probe() for _ in range(3))  # the first one compiles
+    share, modules = min(probe() for _ in range(3))  # the first one compiles
     assert HEAVY & set(modules) == set()
-    assert seconds <= 0.15
+    assert share <= 0.6  # of the processor time that importing NumPy takes

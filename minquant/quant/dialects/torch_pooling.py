@@ -5,7 +5,7 @@ With n elements in a window and ``r = f(1/n)``, the sum of the centred integers 
 ==========================  ==============================================
 in (N, C, H, W) memory      ``rint(f(f(Σ(q - z) · r) + z))``
 channels_last, whole        ``rint(f(Σ(q - z) · r)) + z``
-channels_last, left over    ``rint(f(f(Σ(q - z) · f(1/f(1/r))) + z))``
+channels_last, left over    as in (N, C, H, W) memory
 ==========================  ==============================================
 
 which part ways at half steps if z is odd: a quarter of all 2 × 2 windows. Adaptive pooling has rules of its own.
@@ -33,10 +33,10 @@ def avg_pool2d(x: QTensor, kernel: Pair, stride: Pair, padding: Pair, lanes: int
     total = window_sums(centred(x), kernel, stride, padding).astype(np.float32)
     reciprocal = np.float32(1 / (kernel[0] * kernel[1]))
     zero_point = x.qparams.zero_point
+    rest = np.rint(total * reciprocal + np.float32(zero_point))
     if not lies_channels_last(x.shape, channels_last):
-        return QTensor(on_grid(np.rint(total * reciprocal + np.float32(zero_point)), x.qparams), x.qparams)
+        return QTensor(on_grid(rest, x.qparams), x.qparams)
     whole = np.rint(total * reciprocal) + zero_point
-    rest = np.rint(total * taken_back(reciprocal) + np.float32(zero_point))
     return QTensor(on_grid(np.where(whole_channels(total.shape, lanes), whole, rest), x.qparams), x.qparams)
 
 
@@ -44,7 +44,7 @@ def adaptive_avg_pool2d(x: QTensor, size: Pair, lanes: int, channels_last: bool)
     """The mean of each of Ho × Wo regions of kh × kw elements.
 
     In (N, C, H, W) memory ``rint(f(Σq · f(f(1/kh)/kw)))``: the zero point stays in the sum. In channels_last memory
-    ``rint(fma(Σ(q - z), f(1/f(1/r)), z))`` in whole vectors, and left over as `avg_pool2d`.
+    ``rint(fma(Σ(q - z), r, z))`` in whole vectors, and left over as `avg_pool2d`.
     """
     out = np.zeros((*x.shape[:-2], *size), np.float32)
     last = lies_channels_last(x.shape, channels_last)
@@ -66,15 +66,10 @@ def planar_mean(total: np.ndarray, region: tuple[int, ...], x: QTensor, lanes: i
 
 def channels_last_mean(total: np.ndarray, region: tuple[int, ...], x: QTensor, lanes: int) -> np.ndarray:
     """Means (…, C) of sums of centred integers, whole vectors of channels or left over."""
-    reciprocal = taken_back(np.float32(1 / (region[0] * region[1])))
+    reciprocal = np.float32(1 / (region[0] * region[1]))
     zero_point = np.float32(x.qparams.zero_point)
     whole, rest = np.rint(fma(total, reciprocal, zero_point)), np.rint(total * reciprocal + zero_point)
     return np.where(whole_channels((*total.shape, 1, 1), lanes)[..., 0, 0], whole, rest)
-
-
-def taken_back(reciprocal: np.float32) -> np.float32:
-    """``f(1/f(1/r))``: the kernel is handed the reciprocal as a scale, and takes it back."""
-    return np.float32(1) / (np.float32(1) / reciprocal)
 
 
 def regions(elements: int, count: int) -> list[slice]:

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from .compare import compare
 from .comparison import Comparison
+from .prove import Proof, prove
 
-__all__ = ["Comparison", "compare"]
+__all__ = ["Comparison", "Proof", "compare", "prove"]

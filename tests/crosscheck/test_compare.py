@@ -204,8 +204,17 @@ def convs():
     return converted(conv_chain())
 
 
-@pytest.mark.parametrize("index", [0, 1, 2])
-@pytest.mark.parametrize("name", [*FAULTS, *BY_HAND])
+AT_THE_ENDS = (
+    "input zero point + 1",
+    "bias lost",
+    "halves rounded up, by hand",
+    "output scale 1% off",
+    "one weight + 1",
+)
+CASES = [(name, 1) for name in (*FAULTS, *BY_HAND)] + [(name, index) for name in AT_THE_ENDS for index in (0, 2)]
+
+
+@pytest.mark.parametrize(("name", "index"), CASES)
 def test_a_fault_in_a_linear_is_named(linears, symmetric, name, index):
     fault, cause = (FAULTS | BY_HAND)[name]
     model = symmetric[linear_chain] if name in NEEDS_ZERO_POINTS else linears

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from .processor import has_vnni
+
 __all__ = ["ask"]
 
 
@@ -22,7 +24,7 @@ AVX2 = {"FBGEMM_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 
 
 def ask(inputs: Mapping[str, Any], layer: str = "linear", engine: str = "fbgemm") -> dict[str, np.ndarray]:
-    """Outputs of many layers, from one process.
+    """Outputs of many layers, from one process: this one, if the processor has no VNNI anyhow.
 
     Args:
         inputs: see `minquant.crosscheck.checks.saturation`.
@@ -35,6 +37,8 @@ def ask(inputs: Mapping[str, Any], layer: str = "linear", engine: str = "fbgemm"
     Raises:
         RuntimeError: the process failed; the message is what it said.
     """
+    if not has_vnni():
+        return ANSWERS[layer](inputs, engine)
     sent = io.BytesIO()
     np.savez(sent, **inputs)
     command = [sys.executable, "-m", __name__, layer, engine]
@@ -86,6 +90,9 @@ def _linear(case: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
+ANSWERS = {"linear": _linears, "conv": _convs}
+
+
 def main() -> None:
     """Reads the inputs from standard input, writes the outputs to standard output, both as npz."""
     import torch
@@ -94,8 +101,7 @@ def main() -> None:
 
     layer, engine = sys.argv[1:]
     with np.load(io.BytesIO(sys.stdin.buffer.read())) as inputs, quiet(torch), one_thread(torch):
-        answer = {"linear": _linears, "conv": _convs}[layer]
-        outputs = answer({name: inputs[name] for name in inputs.files}, engine)
+        outputs = ANSWERS[layer]({name: inputs[name] for name in inputs.files}, engine)
     written = io.BytesIO()
     np.savez(written, **outputs)  # type: ignore[arg-type]
     sys.stdout.buffer.write(written.getvalue())

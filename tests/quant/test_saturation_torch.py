@@ -7,6 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from minquant.crosscheck import without_vnni
 from minquant.crosscheck.checks import saturation
 from minquant.crosscheck.suite import run_check
 from minquant.crosscheck.without_vnni import ask
@@ -48,6 +49,16 @@ def test_the_cases_tell_the_two_accumulators_apart(monkeypatch):
     assert all((exact[name] != saturated[name]).mean() > 0.25 for name in exact)
 
 
-def test_what_went_wrong_over_there_is_told():
+def test_another_process_answers_as_this_one_does(monkeypatch):
+    """On a processor without VNNI both are the same; with it, only the other process does without."""
+    inputs = next(saturation._draw(np.random.default_rng(0), True))
+    here = ask(inputs)
+    monkeypatch.setattr(without_vnni, "has_vnni", lambda: True)
+    there = ask(inputs)
+    assert here.keys() == there.keys() and all(np.array_equal(here[name], there[name]) for name in here)
+
+
+def test_what_went_wrong_over_there_is_told(monkeypatch):
+    monkeypatch.setattr(without_vnni, "has_vnni", lambda: True)
     with pytest.raises(RuntimeError, match="KeyError"):
         ask({"qx": np.zeros((1, 1, 2), np.uint8)})

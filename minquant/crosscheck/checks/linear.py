@@ -20,7 +20,7 @@ SMALL, LARGE = (9, 40, 12), (40, 200, 80)
 def _draw(engine: str, per_channel: bool, relu: bool, rng: np.random.Generator, quick: bool) -> Iterator[Inputs]:
     """Every kind of input in turn, mostly small, so that ties and ends of ranges abound."""
     dialect = dialect_of(engine)
-    for i in range(100 if quick else 400):
+    for i in range(60 if quick else 400):
         sizes = LARGE if i % 8 == 7 else SMALL
         case = draw(rng, KINDS[i % len(KINDS)], per_channel, sizes) | {"relu": np.array(relu)}
         case = at_output_ties(rng, case) if i % 3 == 0 else case

@@ -23,6 +23,7 @@ from minquant.quant import (
     QParams,
     QSpec,
     QTensor,
+    Quantize,
     QuantizedConv2d,
     QuantizedEmbedding,
     QuantizedLinear,
@@ -534,3 +535,13 @@ def test_roundings():
     assert ROUNDINGS["half up"](np.float32([2.5, -2.5])).tolist() == [3, -2]
     assert ROUNDINGS["half away"](np.float32([2.5, -2.5])).tolist() == [3, -3]
     assert ROUNDINGS["half even"](np.float32([2.5, -2.5])).tolist() == [2, -2]
+
+
+def test_a_stub_of_another_dialect_is_told_by_its_rounding():
+    ours, theirs = (nn.Sequential(Quantize(GRID, backend), nn.ReLU()) for backend in ("reference", "fbgemm"))
+    found = compare(ours, theirs, data(linear_chain())).first_divergent
+    assert (found["layer"], found["cause"]) == ("0", "rounding")
+    assert "fma(x, f(1/s), z), rounded half even, gives the second model's integers exactly" in found["evidence"]
+
+
+GRID = QParams(np.float32(0.03), np.int32(101), QSpec(signed=False))

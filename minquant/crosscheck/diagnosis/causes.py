@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from minquant.quant import QTensor
+from minquant.quant.fma import fma
 
 from .parameters import differing_parameters
 from .rules import ROUNDINGS, SCALINGS, Layer, Rule, by_dialect, rule_of
@@ -209,13 +210,16 @@ def cause_of_quantize(x: np.ndarray, yb: np.ndarray, seen: Seen) -> Evidence:
 def _ways_to_quantize(x: np.ndarray, grid: Any) -> Iterator[tuple[str, str, np.ndarray]]:
     """(cause, words, integers): each rounding, before or after the zero point is added, and a clamp at 127."""
     zero, low, high = int(grid.zero_point), grid.spec.qmin, grid.spec.qmax
-    for product, steps in (("f(x · f(1/s))", x * (np.float32(1) / grid.scale)), ("f(x / s)", x / grid.scale)):
-        for name, rounding in ROUNDINGS.items():
-            after, before = rounding(steps) + zero, rounding(steps.astype(np.float64) + zero)
-            for place, codes in (("after the rounding", after), ("before the rounding", before)):
-                for top in (high, 127):
-                    told = f"{product}, rounded {name}, the zero point added {place}, clipped to {low}…{top},"
-                    yield "rounding" if top == high else "clamp", told, np.clip(codes, low, top)
+    inverse = np.float32(1) / grid.scale
+    for name, rounding in ROUNDINGS.items():
+        for words, codes in (
+            (f"fma(x, f(1/s), z), rounded {name}", rounding(fma(x, inverse, zero))),
+            (f"f(x · f(1/s)), rounded {name}, then + z", rounding(x * inverse) + zero),
+            (f"f(f(x · f(1/s)) + z), rounded {name}", rounding(x * inverse + np.float32(zero))),
+            (f"f(x / s), rounded {name}, then + z", rounding(x / grid.scale) + zero),
+        ):
+            yield "rounding", f"{words},", np.clip(codes, low, high)
+            yield "clamp", f"{words}, clipped at 127,", np.clip(codes, low, 127)
 
 
 # ---- any layer -------------------------------------------------------------------------------------------------------

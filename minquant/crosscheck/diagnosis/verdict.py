@@ -182,8 +182,9 @@ def _expected(run: Run, facts: Facts) -> Verdict:
         f"{'steps' if run.difference.in_steps else 'times the float bound'})"
     )
     if cut:
-        return Verdict(Evidence("clamp", f"{told}, and {cut:,} float values lie beyond the grid's ends"), wrong=False)
-    return Verdict(Evidence("rounding", told), wrong=False)
+        told += f", and {cut:,} float values lie beyond the grid's ends"
+    cause = "clamp" if 2 * cut > run.difference.count else "rounding"
+    return Verdict(Evidence(cause, told), wrong=False)
 
 
 # ---- real values to integers -----------------------------------------------------------------------------------------

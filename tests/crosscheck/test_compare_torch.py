@@ -161,6 +161,57 @@ def test_a_torch_float_model_against_its_quantized_self():
     assert (found["layer"], found["cause"]) == ("module.3", "bias")
 
 
+class Residual(torch.nn.Module):
+    """Operations between layers, joins, pooling, activations and a norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.quant, self.dequant = tq.QuantStub(), tq.DeQuantStub()
+        self.first, self.second = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 8, 3, padding=1)
+        self.add, self.cat = torch.ao.nn.quantized.FloatFunctional(), torch.ao.nn.quantized.FloatFunctional()
+        self.relu, self.sigmoid, self.pool = torch.nn.ReLU(), torch.nn.Sigmoid(), torch.nn.AdaptiveAvgPool2d(2)
+        self.flatten, self.fc, self.norm = torch.nn.Flatten(), torch.nn.Linear(64, 5), torch.nn.LayerNorm(5)
+
+    def forward(self, x):
+        x = self.relu(self.first(self.quant(x)))
+        x = self.add.add_relu(x, self.second(x))
+        x = self.pool(self.cat.cat([x, self.sigmoid(x)], 1))
+        return self.dequant(self.norm(self.fc(self.flatten(x))))
+
+
+def test_whatever_torch_has_between_layers():
+    torch.manual_seed(0)
+    torch.backends.quantized.engine = "fbgemm"
+    model, x = Residual().eval(), data("conv")
+    model.qconfig = tq.get_default_qconfig("fbgemm")
+    prepared = tq.prepare(model)
+    prepared(torch.from_numpy(x))
+    quantized = tq.convert(prepared)
+    for first in (model, prepared):
+        comparison = compare(first, quantized, x)
+        assert "nothing is wrong" in comparison.first_divergent["evidence"], comparison
+        assert [row["name"] for row in comparison.layers] == [
+            "quant", "first", "relu", "second", "add", "sigmoid", "cat", "pool", "fc", "norm",
+        ]  # fmt: skip
+    assert compare(quantized, quantized, x).first_divergent is None
+    broken = copy.deepcopy(quantized)
+    broken.add.scale *= 1.05
+    assert compare(quantized, broken, x).first_divergent["layer"] == "add"
+
+
+def test_a_graph_that_torch_has_traced():
+    torch.backends.quantized.engine = "fbgemm"
+    from torch.ao.quantization import quantize_fx
+
+    model, x = torch_chain(), data()
+    prepared = quantize_fx.prepare_fx(copy.deepcopy(model), tq.get_default_qconfig_mapping("fbgemm"), (x,))
+    prepared(torch.from_numpy(x))
+    quantized = quantize_fx.convert_fx(prepared)
+    comparison = compare(model, quantized, x)
+    assert [row["name"] for row in comparison.layers] == ["0", "2", "4"]
+    assert "nothing is wrong" in comparison.first_divergent["evidence"], comparison
+
+
 def test_torchs_trained_model_is_not_its_converted_self():
     torch.backends.quantized.engine = "x86"
     model = tq.QuantWrapper(torch_chain()).train()

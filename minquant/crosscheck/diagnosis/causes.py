@@ -12,7 +12,7 @@ from minquant.quant import QTensor
 from minquant.quant.fma import fma
 
 from .parameters import differing_parameters
-from .rules import ROUNDINGS, SCALINGS, Layer, Rule, by_dialect, rule_of
+from .rules import DEQUANTIZED, ROUNDINGS, SCALINGS, Layer, Rule, by_dialect, rule_of
 from .values import Facts
 
 __all__ = ["CAUSES", "Evidence", "cause_of_integers", "cause_of_quantize"]
@@ -175,6 +175,7 @@ ONE_CHANGE: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("accumulation", "a float32 matrix product of the centred integers", {"sums": "float32"}),
     ("accumulation", "a float32 matrix product of the raw integers", {"sums": "float32 raw"}),
     ("accumulation", "products added one by one in float32", {"sums": "float32 one by one"}),
+    ("accumulation", "a float32 product of the dequantized operands", {"sums": DEQUANTIZED, "scaling": DEQUANTIZED}),
     ("rounding", "halves rounded up", {"rounding": "half up"}),
     ("rounding", "halves rounded away from zero", {"rounding": "half away"}),
     ("rounding", "fractions cut off", {"rounding": "truncated"}),

@@ -111,7 +111,7 @@ class MinquantSide(Side):
         return weight.data, bias.data
 
     def facts_of(self, module: Any) -> Facts:
-        kind = type(module).__name__
+        kind = type(module.module if isinstance(module, BetweenGrids) else module).__name__
         if isinstance(module, IntegerWeight):
             return _integer_facts(module)
         if isinstance(module, QATWeighted):

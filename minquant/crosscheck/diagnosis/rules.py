@@ -63,6 +63,9 @@ def _wrapped(qx: np.ndarray, zx: Any, qw: np.ndarray, zw: Any) -> np.ndarray:
     return accumulate(qx, zx, qw, zw).astype(np.int16).astype(np.int32)
 
 
+DEQUANTIZED = "dequantized"
+"""The one kind of sum that needs the scales: see `Layer`."""
+
 SUMS: dict[str, Callable[..., np.ndarray]] = {
     "exact": accumulate,
     "pairs": partial(accumulate, matmul=saturating_matmul),
@@ -112,6 +115,10 @@ def _onednn_pairs(acc: Any, sx: Any, sw: Any, bias: Any, so: Any) -> np.ndarray:
     return real * (F32(1) / reciprocal_twice(np.asarray(so)))
 
 
+def _added(acc: Any, sx: Any, sw: Any, bias: Any, so: Any) -> np.ndarray:
+    return (acc + bias) * (F32(1) / so)  # the product of dequantized operands is real already
+
+
 def _exact(acc: Any, sx: Any, sw: Any, bias: Any, so: Any) -> np.ndarray:
     return (acc * (np.float64(sx) * sw) + bias) / np.float64(so)
 
@@ -122,6 +129,7 @@ SCALINGS: dict[str, Callable[..., np.ndarray]] = {
     "onednn": _onednn,
     "onednn conv": partial(_onednn, twice=False),
     "onednn pairs": _onednn_pairs,
+    "dequantized": _added,
     "divided": _divided,
     "fused": _fused,
     "exact": _exact,
@@ -145,7 +153,7 @@ class Rule:
     """One way to compute a quantized Linear or Conv.
 
     Attributes:
-        sums: key of `SUMS`.
+        sums: key of `SUMS`, or `DEQUANTIZED`, which goes with the scaling of that name.
         scaling: key of `SCALINGS`.
         rounding: key of `ROUNDINGS`.
         zero_point_first: whether the output's zero point is added before the rounding.
@@ -229,6 +237,8 @@ class Layer:
 
     def _sum(self, rule: Rule, x: QTensor) -> np.ndarray:
         weight: Any = self.facts.weight
+        if rule.sums == DEQUANTIZED:
+            return self._float_product(x.dequantize(), weight.dequantize())
         qx, zx, qw, zw = x.int_repr(), x.qparams.zero_point, weight.int_repr(), weight.qparams.zero_point
         used = np.asarray(0 if rule.input_zero_point == "none" else zx + rule.input_zero_point)
         geometry, sums = self.facts.geometry, SUMS[rule.sums]
@@ -243,6 +253,14 @@ class Layer:
         zeros = np.broadcast_to(zw, len(qw)).reshape(geometry.groups, -1)
         parts = [sums(c, used, f, z) for c, f, z in zip(columns, filters, zeros, strict=True)]
         return np.concatenate(parts, axis=1)
+
+    def _float_product(self, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        """Real values times real weights, float32."""
+        geometry = self.facts.geometry
+        if geometry is None:
+            return x.reshape(-1, x.shape[-1]) @ weight.T
+        pairs = zip(geometry.columns(x), geometry.filters(weight), strict=True)
+        return np.concatenate([columns @ filters.T for columns, filters in pairs], axis=1)
 
     def _finished(self, rule: Rule, x: QTensor, acc: np.ndarray) -> np.ndarray:
         q = finish(rule, self.facts, unrounded(rule, self.facts, x.qparams, acc))

@@ -23,7 +23,8 @@ WATCHERS = (tq.ObserverBase, tq.FakeQuantizeBase)
 PASSES_ON = (torch.nn.Sequential, torch.nn.ModuleList, tq.QuantWrapper, torch.nn.Identity, torch.nn.Dropout,
              torch.nn.Flatten, tq.DeQuantStub, nnq.DeQuantize)  # fmt: skip
 KEEPS_GRID = (torch.nn.ReLU, torch.nn.MaxPool1d, torch.nn.MaxPool2d)
-FUNCTIONAL = (nnq.FloatFunctional, nnq.QFunctional, nnq.FXFloatFunctional)
+FLOAT_FUNCTIONAL = (nnq.FloatFunctional, nnq.FXFloatFunctional)
+FUNCTIONAL = (*FLOAT_FUNCTIONAL, nnq.QFunctional)
 SIGNED = {torch.quint8: False, torch.qint8: True}
 
 
@@ -34,6 +35,8 @@ class TorchSide(Side):
         self._grids: dict[int, QParams] = {}
         self._alive: list[Any] = []  # so that no id is used twice
         super().__init__(model, which)
+        if any(p.device.type != "cpu" for p in self.model.parameters()):
+            self.model.cpu()
 
     def _computing(self) -> Iterator[tuple[str, Any]]:
         inside: set[Any] = set()
@@ -57,8 +60,8 @@ class TorchSide(Side):
     def value_of(self, raw: Any) -> Value:
         if raw.is_quantized:
             return from_quantized(raw)
-        array = raw.detach().numpy()
-        grid = self._grids.get(id(raw))
+        array = (raw.float() if raw.is_floating_point() else raw).detach().numpy()
+        grid = self._grids.get(id(raw), self._grids.get(id(raw._base)))  # a view, as Flatten makes it, keeps the grid
         return quantize(array, grid) if grid is not None else array
 
     def output_of(self, module: Any, output: Any, inputs: list[Value]) -> Value:
@@ -74,9 +77,8 @@ class TorchSide(Side):
         if template.is_quantized:
             grid = from_quantized(template[:0] if template.ndim else template).qparams
             return to_quantized(value if isinstance(value, QTensor) else quantize(value, grid))
-        if isinstance(value, QTensor):
-            return torch.from_numpy(value.dequantize().copy())
-        return torch.from_numpy(np.array(value))
+        real = value.dequantize() if isinstance(value, QTensor) else value
+        return torch.from_numpy(np.array(real)).to(template.dtype)
 
     def quantized(self, value: Value) -> Any:
         return to_quantized(value)  # type: ignore[arg-type]
@@ -109,7 +111,7 @@ class TorchSide(Side):
             return _float_facts(module, kind)
         if isinstance(module, nni._FusedModule):
             return _float_facts(module[0], kind).with_(relu=isinstance(module[-1], torch.nn.ReLU))
-        if type(module).__module__.startswith("torch.ao.nn.quantized"):
+        if type(module).__module__.startswith("torch.ao.nn.quantized") and not isinstance(module, FLOAT_FUNCTIONAL):
             return Facts(kind, dialect=engine(), integers=True)
         role = "quantize" if isinstance(module, tq.QuantStub) else "relu" if kind == "ReLU" else "other"
         return Facts(kind, role)

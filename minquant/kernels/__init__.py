@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from importlib import import_module
 
 import numpy as np
 
-__all__ = ["int8_matmul", "max_k"]
+from minquant.kernels.packed import Packed
+
+__all__ = ["Packed", "int8_matmul", "max_k", "pack_weight"]
 
 _MODULES = {"numpy": "minquant.kernels.reference", "numba": "minquant.kernels.cpu"}
 _INT32_MAX = 2**31 - 1
@@ -20,13 +21,14 @@ _MAX_K = {dtype: _INT32_MAX // product for dtype, product in _LARGEST_PRODUCT.it
 _INT8 = np.dtype(np.int8)
 
 
-def int8_matmul(a: np.ndarray, b: np.ndarray, backend: str = "auto") -> np.ndarray:
+def int8_matmul(a: np.ndarray, b: np.ndarray | Packed, backend: str = "auto") -> np.ndarray:
     """``acc[m, n] = Σ_k a[m, k] · b[k, n]``, exact in int32.
 
     Args:
         a: ``(M, K)`` int8 or uint8, any strides.
-        b: ``(K, N)`` int8, any strides.
-        backend: ``"numpy"`` (the specification), ``"numba"`` (compiled loops) or ``"auto"``: numba, unless
+        b: ``(K, N)`` int8, any strides; or what `pack_weight` made of it.
+        backend: ``"numpy"`` (the specification), ``"numba"`` (compiled, in the processor's dot-product instruction;
+            ``MINQUANT_ISA`` forces one, ``MINQUANT_NUM_THREADS`` says in how many threads) or ``"auto"``: numba, unless
             the environment variable ``MINQUANT_BACKEND`` names another.
 
     Returns:
@@ -35,13 +37,33 @@ def int8_matmul(a: np.ndarray, b: np.ndarray, backend: str = "auto") -> np.ndarr
     Raises:
         TypeError: an operand is not a NumPy array of the dtypes above.
         ValueError: an operand is not 2-D, the inner sizes differ, ``K > max_k(a.dtype)`` so that int32 could
-            overflow, or the backend does not exist.
+            overflow, the backend does not exist, or b is packed and the backend is not numba.
 
     Error bound: none, every result is exact.
     """
     _check_dtypes(a, b)
     _check_shapes(a, b)
-    return _implementation(backend)(a, b)
+    module = _module(backend)
+    if isinstance(b, Packed) and module != _MODULES["numba"]:
+        raise ValueError(f"int8_matmul: b is packed for the backend numba, got backend {backend!r}; pass b itself.")
+    return import_module(module).matmul(a, b)
+
+
+def pack_weight(b: np.ndarray, backend: str = "auto") -> np.ndarray | Packed:
+    """A right operand for many products, in the order in which the processor reads it: packed once, and kept.
+
+    Args:
+        b: ``(K, N)`` int8.
+        backend: as of `int8_matmul`. Where there is nothing to gain b itself is returned.
+
+    Raises:
+        TypeError, ValueError: as `int8_matmul`.
+    """
+    _check_right(b)
+    if b.ndim != 2:
+        raise ValueError(f"pack_weight: expected b (K, N), got shape {b.shape}.")
+    module = _module(backend)
+    return import_module(module).pack_weight(b) if module == _MODULES["numba"] else b
 
 
 def max_k(dtype: np.dtype | type) -> int:
@@ -58,18 +80,27 @@ def max_k(dtype: np.dtype | type) -> int:
     return _MAX_K[found]
 
 
-def _check_dtypes(a: np.ndarray, b: np.ndarray) -> None:
-    for name, operand in (("a", a), ("b", b)):
-        if not isinstance(operand, np.ndarray):
-            raise TypeError(
-                f"int8_matmul: {name} must be a NumPy array, got {type(operand).__name__}; "
-                "pass integers such as qtensor.int_repr()."
-            )
+def _check_dtypes(a: np.ndarray, b: np.ndarray | Packed) -> None:
+    _check_array("a", a)
+    if not isinstance(b, Packed):
+        _check_right(b)
     if a.dtype not in _MAX_K:
         raise TypeError(
             f"int8_matmul: a must be int8 or uint8, got {a.dtype}; quantize it first, "
             "or use .astype(np.int8) if its values are already in -128..127."
         )
+
+
+def _check_array(name: str, operand: np.ndarray) -> None:
+    if not isinstance(operand, np.ndarray):
+        raise TypeError(
+            f"int8_matmul: {name} must be a NumPy array, got {type(operand).__name__}; "
+            "pass integers such as qtensor.int_repr()."
+        )
+
+
+def _check_right(b: np.ndarray) -> None:
+    _check_array("b", b)
     if b.dtype != _INT8:
         raise TypeError(
             f"int8_matmul: b must be int8, got {b.dtype}; quantize the weight to a signed grid "
@@ -77,8 +108,8 @@ def _check_dtypes(a: np.ndarray, b: np.ndarray) -> None:
         )
 
 
-def _check_shapes(a: np.ndarray, b: np.ndarray) -> None:
-    if a.ndim != 2 or b.ndim != 2:
+def _check_shapes(a: np.ndarray, b: np.ndarray | Packed) -> None:
+    if a.ndim != 2 or len(b.shape) != 2:
         raise ValueError(
             f"int8_matmul: expected a (M, K) and b (K, N), got shapes {a.shape} and {b.shape}; "
             "reshape both operands to two dimensions."
@@ -97,7 +128,7 @@ def _check_shapes(a: np.ndarray, b: np.ndarray) -> None:
         )
 
 
-def _implementation(backend: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+def _module(backend: str) -> str:
     origin = "backend"
     if backend == "auto":
         backend = os.environ.get("MINQUANT_BACKEND") or "numba"
@@ -106,4 +137,4 @@ def _implementation(backend: str) -> Callable[[np.ndarray, np.ndarray], np.ndarr
         names = ", ".join(repr(name) for name in _MODULES)
         also = "" if origin.startswith("env") else " or 'auto'"
         raise ValueError(f"int8_matmul: {origin} {backend!r} does not exist; choose one of {names}{also}.")
-    return import_module(_MODULES[backend]).matmul
+    return _MODULES[backend]

@@ -14,35 +14,18 @@ An instruction that wants its left operand uint8 where it is int8, or the other 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 from numba import njit
 
 from minquant.kernels.isa import Isa
+from minquant.kernels.packed import Packed
 
-__all__ = ["Packed", "enter", "pack"]
+__all__ = ["enter", "pack"]
 
 LINE, SET_STRIDE = 64, 1024
 """Bytes of a cache line, and of a stride at which few lines of a first-level cache are used."""
-
-
-@dataclass(frozen=True)
-class Packed:
-    """A right operand (K, N), packed once and used often.
-
-    Attributes:
-        isa: the instruction that it was packed for.
-        shape: (K, N).
-        panels: int8 (P, K / group, columns, group).
-        sums: ``Σ_k b[k, n]``, int32 (P · columns,).
-    """
-
-    isa: Isa
-    shape: tuple[int, int]
-    panels: np.ndarray
-    sums: np.ndarray
 
 
 def pack(b: np.ndarray, isa: Isa) -> Packed:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minquant.kernels import int8_matmul, max_k
+from minquant.kernels import Packed, int8_matmul, max_k, pack_weight
 
 BACKENDS = ["numpy", "numba"]
 LARGEST_SUM = {"uint8": 255 * -128, "int8": -128 * -128}
@@ -263,3 +263,33 @@ print("numba" in sys.modules)
     run = [sys.executable, "-c", code]
     out = subprocess.run(run, env=environment, capture_output=True, text=True, check=True)
     assert out.stdout.strip() == str(imported)
+
+
+# Packed once, used often ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+@pytest.mark.parametrize("backend", [*BACKENDS, "auto"])
+def test_a_packed_operand_gives_the_same(dtype, backend):
+    rng = np.random.default_rng(0)
+    b = rng.integers(-128, 128, (37, 50)).astype(np.int8)
+    packed = pack_weight(b.T.copy().T, backend)
+    assert packed.shape == b.shape
+    for m in (0, 1, 5, 23):
+        a = rng.integers(0, 256, (m, 37)).astype(np.uint8).view(dtype)
+        np.testing.assert_array_equal(int8_matmul(a, packed, backend), exact(a, b))
+
+
+def test_packed_operands_are_checked_like_others(monkeypatch):
+    packed = pack_weight(np.ones((3, 2), np.int8), "numba")
+    with pytest.raises(ValueError, match="inner sizes differ"):
+        int8_matmul(np.ones((2, 4), np.uint8), packed)
+    monkeypatch.delenv("MINQUANT_ISA", raising=False)
+    packed = pack_weight(np.ones((3, 2), np.int8), "numba")
+    if isinstance(packed, Packed):
+        with pytest.raises(ValueError, match="b is packed for the backend numba, got backend 'numpy'; pass b itself"):
+            int8_matmul(np.ones((2, 3), np.uint8), packed, "numpy")
+    with pytest.raises(TypeError, match="b must be int8, got float32"):
+        pack_weight(np.ones((3, 2), np.float32))
+    with pytest.raises(ValueError, match=r"pack_weight: expected b \(K, N\), got shape \(3,\)"):
+        pack_weight(np.ones(3, np.int8))

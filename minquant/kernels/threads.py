@@ -37,10 +37,13 @@ def in_parts(work: Callable[[int, int], None], count: int, operations: int) -> N
         work(0, count)
         return
     ends = [count * i // parts for i in range(parts + 1)]
-    for done in [_pool(parts).submit(work, first, last) for first, last in zip(ends, ends[1:], strict=False)]:
+    for done in [
+        _pool(parts, os.getpid()).submit(work, first, last) for first, last in zip(ends, ends[1:], strict=False)
+    ]:
         done.result()
 
 
 @cache
-def _pool(threads: int) -> ThreadPoolExecutor:
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """A process's own: a fork inherits the pool, but none of its threads."""
     return ThreadPoolExecutor(threads, thread_name_prefix="minquant")

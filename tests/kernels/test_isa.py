@@ -176,3 +176,24 @@ def test_what_cannot_be_chosen(force, monkeypatch):
     monkeypatch.setenv("MINQUANT_NUM_THREADS", "none")
     with pytest.raises(ValueError, match="MINQUANT_NUM_THREADS must be a positive integer, got 'none'"):
         threads.thread_count()
+
+
+FORKED = """
+import os, sys
+import numpy as np
+from minquant.kernels import cpu, threads
+threads.WORTH_A_THREAD = 1
+a, b = np.ones((70, 64), np.uint8), np.ones((64, 200), np.int8)
+assert (cpu.matmul(a, b) == 64).all()
+child = os.fork()
+if not child:
+    os._exit(0 if (cpu.matmul(a, b) == 64).all() else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_fork_has_threads_of_its_own():
+    done = subprocess.run([sys.executable, "-c", FORKED], cwd=ROOT, env=os.environ | {"MINQUANT_NUM_THREADS": "2"},
+                          timeout=60, check=False)  # fmt: skip
+    assert done.returncode == 0

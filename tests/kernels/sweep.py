@@ -1,9 +1,11 @@
 """Every shape, dtype and stride through the integer kernels, with every array flush against a guard page.
 
-    python -m tests.kernels.sweep [--seconds N]      # all shapes 0…70, then random larger ones; N seconds of them
+    python -m tests.kernels.sweep [--seconds N] [--emulate ISA]    # all shapes 0…70, then random larger ones
 
 Kernels work on raw addresses, where a byte too far would pass unnoticed. Here it does not: the pages before and behind
-each array may not be touched, and the process dies if they are. ``MINQUANT_ISA`` chooses the instruction.
+each array may not be touched, and the process dies if they are. ``MINQUANT_ISA`` chooses the instruction. One that the
+processor lacks can be emulated: its kernel runs, with its packing, tiles, shifts and edges, and only the instruction
+itself is put together from others. (Give such a process a ``NUMBA_CACHE_DIR`` of its own.)
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
+from llvmlite import ir
 
-from minquant.kernels import cpu, reference
+from minquant.kernels import cpu, isa, reference, simd
 from minquant.kernels.isa import ISAS, chosen
 
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -100,16 +103,16 @@ def operand(guarded: Guarded, rng: np.random.Generator, dtype: str, shape: tuple
 
 def warm_up() -> None:
     """Compiles every kernel, before numpy's allocators are replaced."""
-    isa = chosen()
+    kind = chosen()
     b = np.ones((5, 3), np.int8)
     cpu.matmul(np.ones((2, 5), np.uint8), b)
-    for rows in range(1, isa.rows + 1 if isa.name != "plain" else 1):
+    for rows in range(1, kind.rows + 1 if kind.name != "plain" else 1):
         packed = cpu.pack_weight(b)
         for dtype in (np.uint8, np.int8):
             a = np.ones((rows, 5), dtype)
-            entered, _ = cpu.enter(a, isa, rows)
+            entered, _ = cpu.enter(a, kind, rows)
             out = np.empty((rows, 3), np.int32)
-            kernel = cpu._kernel(ISAS.index(isa), rows)
+            kernel = cpu._kernel(ISAS.index(kind), rows)
             kernel(entered, packed.panels, 0, len(packed.panels), packed.sums, out)
     cpu.matmul(np.asfortranarray(np.ones((2, 5), np.int8)), np.asfortranarray(b)[::-1])
 
@@ -133,8 +136,30 @@ def sweep(seconds: float, seed: int = 0) -> int:
     return done
 
 
+def emulate(name: str) -> None:
+    """Has kernels use an instruction of four int8 products a lane that the processor lacks."""
+    kind = next(kind for kind in ISAS if kind.name == name)
+    extend = "zext" if kind.operand == "uint8" else "sext"
+
+    def dot(builder, kind, acc, a, b):
+        count = 4 * kind.lanes
+        int8, wide = ir.VectorType(ir.IntType(8), count), ir.VectorType(ir.IntType(32), count)
+        left = getattr(builder, extend)(builder.bitcast(a, int8), wide)
+        products = builder.mul(left, builder.sext(builder.bitcast(b, int8), wide))
+        for place in range(4):
+            of_each_lane = ir.Constant(ir.VectorType(ir.IntType(32), kind.lanes), list(range(place, count, 4)))
+            acc = builder.add(acc, builder.shuffle_vector(products, products, of_each_lane))
+        return acc
+
+    simd.DOT[name] = dot
+    isa.available = lambda: (kind,)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--emulate", metavar="ISA", choices=["avx512vnni", "avxvnni", "neon"])
     arguments = parser.parse_args()
+    if arguments.emulate:
+        emulate(arguments.emulate)
     print(f"{chosen().name}: {sweep(arguments.seconds):,} products, every one right, no byte out of place")

@@ -139,6 +139,15 @@ def test_no_kernel_touches_a_byte_beside_its_arrays(name):
     assert done.stdout.startswith(f"{name}: ") and int(done.stdout.split()[1].replace(",", "")) > 1000
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mprotect as Linux has it")
+@pytest.mark.parametrize("name", ["avx512vnni", "avxvnni", "neon"])
+def test_kernels_of_other_processors_with_their_instruction_emulated(name, tmp_path):
+    done = run("-m", "tests.kernels.sweep", "--seconds", "10", "--emulate", name, NUMBA_CACHE_DIR=str(tmp_path),
+               MINQUANT_ISA="")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{name}: ") and int(done.stdout.split()[1].replace(",", "")) > 100
+
+
 ONE_BYTE_TOO_FAR = """
 import ctypes, numpy as np
 from tests.kernels.sweep import Guarded

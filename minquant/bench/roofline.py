@@ -1,0 +1,132 @@
+"""The roofline: what the processor allows, by operations per byte, and what the kernel makes of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from minquant.bench.shapes import PACKED, SHAPES, Case
+from minquant.bench.table import Row, by_case
+from minquant.kernels.isa import chosen
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["check_drawable", "roofline"]
+
+DRAWN = 1_000_000
+"""Operations from which a shape is drawn: below, the call takes longer than the work."""
+
+INTENSITY = 0.5, 1024
+"""Operations per byte, from the left to the right."""
+
+LINE = "#6b6b6b"
+COLORS = dict(zip(SHAPES, ("#0072b2", "#d55e00", "#009e73", "#cc79a7"), strict=True))
+STYLE: Any = {
+    "figure.constrained_layout.use": True,
+    "font.size": 11,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": "#e3e3e3",
+}
+
+
+def check_drawable(cases: Sequence[Case]) -> None:
+    """Refuses, before anything is measured, cases of which no roofline can be drawn.
+
+    Raises:
+        ValueError: there is no packed product of some size among them, or no dot-product instruction.
+    """
+    if not any(map(_is_drawn, cases)):
+        raise ValueError(
+            f"--plots: the roofline shows '{PACKED}' of at least {DRAWN:,} operations, and none is to be measured; "
+            "let --only choose one, or leave --plots out"
+        )
+    if chosen().name == "plain":
+        raise ValueError("--plots: plain loops have no dot-product instruction, whose speed the roofline is made of")
+
+
+def roofline(machine: dict[str, Any], rows: Sequence[Row], path: str | os.PathLike[str]) -> Path:
+    """Draws the packed product of every shape, for each number of threads.
+
+    Args:
+        machine: what `minquant.bench.machine.describe` measured.
+        rows: what `minquant.bench.run.Bench` did.
+        path: the PNG to write.
+
+    Returns:
+        The path.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    points = [first for first, _ in by_case(rows) if _is_drawn(_case(first))]
+    threads = sorted({row["threads"] for row in points})
+    with matplotlib.rc_context(STYLE):
+        figure = Figure((9.5, 4.6 * len(threads)), 120)
+        for axis, count in zip(np.ravel(figure.subplots(len(threads))), threads, strict=True):
+            _draw(axis, machine, [row for row in points if row["threads"] == count], count)
+        figure.savefig(path, format="png")
+    return Path(path)
+
+
+def _is_drawn(case: Case) -> bool:
+    return case.op == PACKED and case.operations >= DRAWN
+
+
+def _case(row: Row) -> Case:
+    M, K, N = row["shape"]
+    return Case(row["op"], row["group"], (M, K, N), row["threads"])
+
+
+def _draw(axis: Axes, machine: dict[str, Any], rows: Sequence[Row], threads: int) -> None:
+    limits = machine["by_threads"][str(threads)]
+    peak, bandwidth = limits["peak_int8_gops"], limits["bandwidth_gb_s"]
+    intensity = np.geomspace(*INTENSITY, 200)
+    axis.loglog(intensity, np.minimum(peak, bandwidth * intensity), color=LINE, lw=1.8)
+    beside: Any = {"textcoords": "offset points", "color": LINE}
+    axis.annotate(
+        f"{machine['isa']}, in registers: {peak:,.0f} GOP/s", (INTENSITY[1], peak), (0, 6), ha="right", **beside
+    )
+    axis.annotate(f"memory:\n{bandwidth:,.0f} GB/s", (INTENSITY[0], bandwidth), (6, 6), **beside)
+    for group in dict.fromkeys(row["group"] for row in rows):
+        _points(axis, [row for row in rows if row["group"] == group], group)
+    axis.plot([], [], ls="", marker="_", ms=11, color=LINE, label="limit measured beside it")
+    _scales(axis, min(bandwidth * INTENSITY[0], *(row["gops"] for row in rows), peak), peak)
+    axis.set_title(f"int8 product, packed, {threads} thread{'s' if threads > 1 else ''}")
+    axis.grid(which="major")
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+
+
+def _scales(axis: Axes, least: float, most: float) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axis.set(xlim=INTENSITY, xlabel="operations per byte of operands and result")
+    axis.set(ylim=(least / 2.5, most * 1.5), ylabel="10⁹ operations a second (GOP/s)")
+    for scale in (axis.xaxis, axis.yaxis):
+        scale.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        scale.set_major_formatter(StrMethodFormatter("{x:g}"))
+        scale.set_minor_formatter(NullFormatter())
+
+
+def _points(axis: Axes, rows: Sequence[Row], group: str) -> None:
+    """Each shape's speed; the stroke above it is the limit that was measured beside it, in its cache."""
+    color = COLORS[group]
+    x = np.array([_case(row).operations / _case(row).moved for row in rows])
+    y = np.array([row["gops"] for row in rows])
+    roof = y / np.array([row["share"] for row in rows])
+    axis.vlines(x, y, roof, color=color, lw=1, alpha=0.6)
+    axis.plot(x, roof, ls="", marker="_", ms=11, color=color, alpha=0.8)
+    axis.plot(x, y, ls="", marker="o", ms=6, color=color, label=group)
+    for row, at, height in zip(rows, x, np.minimum(y, roof), strict=True):
+        M, K, N = row["shape"]
+        text = f"{M}³" if M == K == N else f"{M}×{K}×{N}"
+        beside: Any = {"textcoords": "offset points", "fontsize": 8.5, "rotation": 90, "color": color}
+        axis.annotate(text, (at, height), (0, -7), va="top", ha="center", **beside)

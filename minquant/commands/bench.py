@@ -1,0 +1,207 @@
+"""``minquant bench``: minquant's kernels beside the libraries', in turn, against the processor's limits."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minquant.commands.output import check_folder, make_console, write_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from minquant.bench.shapes import Case
+
+INSTALL = "pip install 'minquant[torch,onnx,demo]'"
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Adds ``bench`` to the command line."""
+    parser = subparsers.add_parser(
+        "bench",
+        help="time the kernels beside torch's, NumPy's and onnxruntime's",
+        description="Multiplies the same integers with minquant and with every library that is installed, in turn, "
+        "after each result has been checked, and measures the processor's limits in the same turns.",
+        epilog="example: minquant bench --only 'packed 1024x*' --threads 1 --json out.json --plots plots\n\n"
+        "speedup = the peer's time / minquant's, the median of such ratios, each of one turn",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--only", metavar="PATTERN", help="only cases with this in their name; * stands for anything")
+    parser.add_argument("--threads", metavar="1,2", type=_threads, help="numbers of threads; 1 and 2, if left out")
+    parser.add_argument("--seconds-per-case", metavar="S", type=_seconds, default=2.0, help="of timing; 2, if left out")
+    parser.add_argument("--isa", action="store_true", help="say which instruction is used and which there are; no more")
+    parser.add_argument("--json", metavar="PATH", help="write the figures to this file as well")
+    parser.add_argument("--plots", metavar="DIR", help="draw the roofline into this folder")
+    parser.set_defaults(run=run)
+
+
+def _threads(text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"expected positive whole numbers with commas between, got {text!r}")
+    return list(dict.fromkeys(map(int, parts)))
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a positive number of seconds, got {text!r}")
+    return seconds
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command; returns the exit status."""
+    try:
+        if args.json:
+            check_folder(args.json)
+        if args.isa:
+            return _isa(args)
+        _check_packages(args)
+        if args.plots:
+            Path(args.plots).mkdir(parents=True, exist_ok=True)
+        return _bench(args)
+    except (OSError, ValueError, ModuleNotFoundError) as error:
+        print(f"minquant bench: {error}", file=sys.stderr)
+        return 1
+
+
+def _check_packages(args: argparse.Namespace) -> None:
+    needed = ["rich", *(["matplotlib"] if args.plots else [])]
+    absent = [module for module in needed if importlib.util.find_spec(module) is None]
+    if absent:
+        raise ModuleNotFoundError(f"{' and '.join(absent)} not installed; run: {INSTALL}")
+
+
+def _isa(args: argparse.Namespace) -> int:
+    from minquant.bench.machine import instructions, processor
+
+    found = instructions()
+    print(f"{found['isa']} is used; {processor()} has {', '.join(found['available'])}")
+    if args.json:
+        write_json(args.json, {"machine": {"processor": processor(), **found}, "results": []})
+    return 0
+
+
+def _chosen_threads(wish: Sequence[int] | None) -> list[int]:
+    """What ``--threads`` says; one and two, if it says nothing and there are two cores.
+
+    Raises:
+        ValueError: more than there are cores.
+    """
+    from minquant.bench.machine import cores
+
+    there = cores()
+    if wish and max(wish) > there:
+        raise ValueError(f"--threads {','.join(map(str, wish))}: this process can run {there} at once; ask for no more")
+    return list(wish) if wish else list(range(1, min(2, there) + 1))
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from minquant.bench.machine import describe, instructions
+    from minquant.bench.peers import present
+    from minquant.bench.run import Bench, saturating
+    from minquant.bench.shapes import select
+    from minquant.bench.table import summary
+
+    started = time.perf_counter()
+    threads = _chosen_threads(args.threads)
+    cases = select(args.only, threads)
+    instructions()  # refuses a MINQUANT_ISA that there is not
+    if args.plots:
+        from minquant.bench.roofline import check_drawable
+
+        check_drawable(cases)
+    console = make_console()
+    peers, missing = present()
+    with console.status("measuring the processor's limits"):
+        machine = describe(threads)
+    _print_machine(console, machine)
+    bench = Bench(peers, args.seconds_per_case)
+    rows = _run(console, bench.run, cases)
+    report = {
+        "machine": machine,
+        "results": rows,
+        "summary": summary(rows),
+        "missing": missing,
+        "left_out": bench.left_out,
+        "saturating": saturating(peers),
+    }
+    _print(console, report)
+    if args.json:
+        write_json(args.json, report)
+        console.print(f"written to {args.json}")
+    if args.plots:
+        from minquant.bench.roofline import roofline
+
+        console.print(f"drawn in {roofline(machine, rows, Path(args.plots) / 'roofline.png')}")
+    console.print(f"[dim]{time.perf_counter() - started:.0f} s in all[/dim]")
+    return 0
+
+
+def _run(console: Console, run_case: Any, cases: Sequence[Case]) -> list[dict[str, Any]]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    rows = []
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=len(cases))
+        for case in cases:
+            bar.update(task, description=f"{case.name}, threads: {case.threads}")
+            rows.extend(run_case(case))
+            bar.advance(task)
+    return rows
+
+
+# ---- printing --------------------------------------------------------------------------------------------------------
+
+
+def _print_machine(console: Console, machine: dict[str, Any]) -> None:
+    console.print(f"{machine['processor']}, {machine['cores']} cores; instruction: {machine['isa']}")
+    for threads, limits in machine["by_threads"].items():
+        peak = limits["peak_int8_gops"]
+        peak = f"{peak:,.0f} GOP/s in registers" if peak else "no dot-product instruction"
+        console.print(f"limits, threads: {threads}: {peak}; {limits['bandwidth_gb_s']:,.1f} GB/s from memory")
+    console.print(", ".join(f"{name} {found or '–'}" for name, found in machine["versions"].items()))
+
+
+def _print(console: Console, report: dict[str, Any]) -> None:
+    from minquant.bench.table import results_table, summary_table
+
+    for op in dict.fromkeys(row["op"] for row in report["results"]):
+        console.print(f"\n[bold]{op}[/bold]; of functions with several engines, the fastest", markup=True)
+        console.print(results_table(report["results"], op))
+    if report["summary"]:
+        console.print("\n[bold]speedups[/bold]")
+        console.print(summary_table(report["summary"]))
+    for name, why in report["missing"].items():
+        console.print(f"missing: {name}: {why}", markup=False, soft_wrap=True)
+    _print_left_out(console, report["left_out"])
+    if report["saturating"]:
+        console.print(
+            f"on this processor these add products in pairs in int16 and would be wrong with weights beyond ±64: "
+            f"{'; '.join(report['saturating'])}",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def _print_left_out(console: Console, left_out: Sequence[dict[str, Any]]) -> None:
+    """Of every peer, how many cases, and the first with its reason."""
+    cases = Counter(entry["peer"] for entry in left_out)
+    for peer, count in cases.items():
+        first = next(entry for entry in left_out if entry["peer"] == peer)
+        shape = "×".join(map(str, first["shape"]))
+        console.print(
+            f"left out: {peer} in {count} case{'s' if count > 1 else ''}, the first of them {shape}: {first['why']}",
+            markup=False,
+            soft_wrap=True,
+        )

@@ -12,7 +12,7 @@ import numpy as np
 
 from minquant.kernels.packed import Packed
 
-__all__ = ["Packed", "int8_matmul", "max_k", "pack_weight"]
+__all__ = ["Packed", "column_sums", "int8_matmul", "max_k", "pack_weight"]
 
 _MODULES = {"numpy": "minquant.kernels.reference", "numba": "minquant.kernels.cpu"}
 _INT32_MAX = 2**31 - 1
@@ -50,7 +50,10 @@ def int8_matmul(a: np.ndarray, b: np.ndarray | Packed, backend: str = "auto") ->
 
 
 def pack_weight(b: np.ndarray, backend: str = "auto") -> np.ndarray | Packed:
-    """A right operand for many products, in the order in which the processor reads it: packed once, and kept.
+    """A right operand for many products, in the order in which the processor reads it.
+
+    That of a read-only array is kept as long as the array lives, so that asking again costs nothing; so the weights of
+    integer layers are packed once.
 
     Args:
         b: ``(K, N)`` int8.
@@ -64,6 +67,11 @@ def pack_weight(b: np.ndarray, backend: str = "auto") -> np.ndarray | Packed:
         raise ValueError(f"pack_weight: expected b (K, N), got shape {b.shape}.")
     module = _module(backend)
     return import_module(module).pack_weight(b) if module == _MODULES["numba"] else b
+
+
+def column_sums(b: np.ndarray | Packed) -> np.ndarray:
+    """``Σ_k b[k, n]``, int32 (N,); packing has added it up already."""
+    return b.sums[: b.shape[1]] if isinstance(b, Packed) else b.sum(axis=0, dtype=np.int32)
 
 
 def max_k(dtype: np.dtype | type) -> int:

@@ -18,6 +18,7 @@ import numpy as np
 from numba import njit
 
 from minquant.kernels.isa import ISAS, chosen
+from minquant.kernels.kept import kept
 from minquant.kernels.packed import Packed
 from minquant.kernels.packing import enter, pack
 from minquant.kernels.simd import load_tile, multiply_add, store_tile
@@ -32,7 +33,7 @@ BLOCK = 200_000
 def pack_weight(b: np.ndarray) -> np.ndarray | Packed:
     """An int8 matrix (K, N) for many products; rows as they are where there is no instruction to pack for."""
     isa = chosen()
-    return np.ascontiguousarray(b) if isa.name == "plain" else pack(b, isa)
+    return np.ascontiguousarray(b) if isa.name == "plain" else kept(b, isa, pack)
 
 
 def matmul(a: np.ndarray, b: np.ndarray | Packed) -> np.ndarray:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import numpy as np
 
 from minquant.functional.geometry import Geometry
-from minquant.kernels import int8_matmul
+from minquant.kernels import column_sums, int8_matmul, pack_weight
 
 __all__ = ["accumulate", "accumulate_conv"]
 
@@ -47,9 +47,11 @@ def accumulate(
     if qw.dtype == np.uint8:  # the kernels take a signed weight: shift the integers and their zero point alike
         qw, zw = (qw.astype(np.int16) - 128).astype(np.int8), zw - 128
     _check_room(qx, zx, qw, zw)
-    acc = (matmul or int8_matmul)(qx, qw.T)  # (M, K) @ (K, N) -> (M, N)
+    right = qw.T if matmul else pack_weight(qw.T)
+    multiply: Callable[..., np.ndarray] = matmul or int8_matmul
+    acc = multiply(qx, right)  # (M, K) @ (K, N) -> (M, N)
     # Each term alone may wrap around int32; their sum does not, and arithmetic modulo 2^32 is exact for it.
-    acc = acc - zx * qw.sum(axis=1, dtype=np.int32)
+    acc -= zx * column_sums(right)
     if np.any(zw):
         acc -= zw * (qx.sum(axis=1, dtype=np.int32, keepdims=True) - qx.shape[1] * zx)
     return acc

@@ -77,9 +77,10 @@ class QTensor:
         self.qparams = qparams
         self._packed = spec.bits <= PACKED_UP_TO
         self.storage = pack_bits(integers, spec.bits) if self._packed else integers.astype(spec.dtype)
+        self.storage.flags.writeable = False  # so that kernels may keep what they make of it
 
     def int_repr(self) -> np.ndarray:
-        """The integers, as int8, uint8, int16 or uint16 (torch's name). Treat the result as read-only."""
+        """The integers, as int8, uint8, int16 or uint16 (torch's name); read-only, unless unpacked for this call."""
         if not self._packed:
             return self.storage
         spec = self.qparams.spec

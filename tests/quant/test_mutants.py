@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from minquant.kernels import Packed
 from minquant.quant import PerChannel, QParams, fake_quant, grid, integer, qtensor
 from minquant.quant.dialects import base, fbgemm, onednn, qnnpack, reference, torch_rules
 from tests.quant import test_dialects, test_fake_quant, test_grid, test_integer, test_linear, test_qtensor
@@ -58,7 +59,15 @@ def weight_zero_point_forgotten(qx, zx, qw, zw):
 
 
 def float32_accumulation(a, b):
-    return (a.astype(F32) @ b.astype(F32)).astype(np.int32)
+    return (a.astype(F32) @ unpacked(b).astype(F32)).astype(np.int32)
+
+
+def unpacked(b):
+    """The matrix behind a packed operand, if it is one."""
+    if not isinstance(b, Packed):
+        return b
+    K, N = b.shape
+    return np.moveaxis(b.panels, (1, 3), (0, 1)).reshape(-1, b.panels.shape[0] * b.panels.shape[2])[:K, :N]
 
 
 def bias_before_rescale(self, acc, x_scale, w_scale, bias):

@@ -100,7 +100,7 @@ def _our_dequantize(granularity: str, inputs: Inputs) -> np.ndarray:
 def _their_dequantize(granularity: str, inputs: Inputs) -> np.ndarray:
     import torch
 
-    q, grid = torch.from_numpy(inputs["q"]), _torch_grid(inputs)
+    q, grid = torch.from_numpy(inputs["q"].copy()), _torch_grid(inputs)
     if granularity == "per tensor":
         return torch._make_per_tensor_quantized_tensor(q, *grid).dequantize().numpy()
     return torch._make_per_channel_quantized_tensor(q, *grid, 0).dequantize().numpy()

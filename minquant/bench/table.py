@@ -44,17 +44,22 @@ def by_case(rows: Sequence[Row]) -> Iterator[tuple[Row, list[Row]]]:
 def results_table(rows: Sequence[Row], op: str) -> Table:
     """Of one operation, a section for each case."""
     table = _table()
-    for header in ("shape (M×K×N)", "threads", "GOP/s", "of limit", "minquant", "peer", "peer's", "speedup"):
+    for header in ("shape (M×K×N)", "threads", "GOP/s", "share", "minquant", "peer", "peer's", "speedup"):
         table.add_column(header, justify="left" if header[:5] in ("shape", "peer") else "right", no_wrap=True)
     for first, members in by_case([row for row in rows if row["op"] == op]):
-        cells = ["×".join(map(str, first["shape"])), str(first["threads"])]
+        cells, said = ["×".join(map(str, first["shape"])), str(first["threads"])], None
         shown = best_engines(members)
         for row in shown:
-            rates = [f"{row['gops']:#.3g}".rstrip("."), "–" if row["share"] is None else f"{row['share']:.0%}"]
-            times = [duration(row["seconds"]), row["peer"] or "–", *_theirs(row)]
-            table.add_row(*cells, *rates, *times, end_section=row is shown[-1])
+            again, said = _ours(row) == said, _ours(row)
+            peer, theirs = row["peer"] or "–", _theirs(row)
+            table.add_row(*cells, *(["", "", ""] if again else said), peer, *theirs, end_section=row is shown[-1])
             cells = ["", ""]
     return table
+
+
+def _ours(row: Row) -> list[str]:
+    rate, share = row["gops"], row["share"]
+    return [f"{rate:.{int(rate < 100)}f}", "–" if share is None else f"{share:.0%}", duration(row["seconds"])]
 
 
 def _theirs(row: Row) -> list[str]:
@@ -66,14 +71,18 @@ def _theirs(row: Row) -> list[str]:
 
 def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """For each operation, number of threads and group of shapes, the speedups over the fastest int8 peer of each shape,
-    and over NumPy's float32: their geometric mean and the least of them.
+    over NumPy's float32, and over one thread: their geometric mean and the least of them.
     """
+    alone = {(row["op"], *row["shape"], row["left"]): row["seconds"] for row in reversed(rows) if row["threads"] == 1}
     found: dict[tuple[str, int, str, str], list[float]] = {}
     for first, members in by_case(rows):
         rivals = {
             "the fastest int8 peer": [row["speedup"] for row in members if row["integers"]],
             FLOAT: [row["speedup"] for row in members if row["peer"] == FLOAT],
         }
+        one = alone.get((first["op"], *first["shape"], first["left"]))
+        if one and first["threads"] > 1:
+            rivals["minquant, one thread"] = [one / first["seconds"]]
         for against, speedups in rivals.items():
             if speedups:
                 found.setdefault((first["op"], first["threads"], first["group"], against), []).append(min(speedups))

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["Runner", "in_turn", "paired"]
+__all__ = ["Runner", "in_turn", "paired", "settle"]
 
 SAMPLE = 0.002
 """Seconds that a sample takes at least: a shorter call is repeated within it."""
@@ -30,8 +30,8 @@ once it has used its share of the time: its ratio needs no third digit."""
 LONG = 0.25
 """Share of the time from which a single call is a sample enough: the first one is taken."""
 
-PAUSE = 0.002
-"""Seconds between two contestants with several threads: a library's idle threads spin for a moment after their work."""
+LOOK, IDLE, PATIENCE = 0.001, 0.2, 0.3
+"""Seconds of a look at whether the process is idle, the processor's share below which it is, and seconds in all."""
 
 
 @dataclass
@@ -68,7 +68,7 @@ class Runner:
 
 
 def in_turn(
-    calls: Mapping[str, Callable[[], object]], budget: float, threads: int, always: Collection[str] = ()
+    calls: Mapping[str, Callable[[], object]], budget: float, always: Collection[str] = ()
 ) -> dict[str, Runner]:
     """Measures contestants in turn, from three to fifteen rounds, as `budget` (seconds) allows.
 
@@ -76,13 +76,13 @@ def in_turn(
         calls: by name; the first is the one that the others are compared with. What they compile or allocate when they
             are called for the first time, they have: each has been called.
         budget: when it is spent, no further round begins.
-        threads: how many they use.
         always: those that take part in every round however slow they are.
     """
     runners = {name: Runner(call) for name, call in calls.items()}
     first = next(iter(runners.values()))
     until = time.perf_counter() + budget
     for name, runner in runners.items():
+        settle()
         runner.first(math.inf if name in always else LONG * budget)
     rounds = 0
     while rounds < LEAST or (rounds < MOST and time.perf_counter() < until):
@@ -90,12 +90,24 @@ def in_turn(
             if len(runner.seconds) > rounds:
                 continue
             if name in always or runner.duration <= NEAR * first.duration or runner.spent < budget / len(runners):
-                time.sleep(PAUSE if threads > 1 else 0)
+                settle()
                 runner.sample()
             else:
                 runner.seconds.append(None)
         rounds += 1
     return runners
+
+
+def settle() -> None:
+    """Waits until nobody works: a library's threads spin for a while after their work (OpenBLAS's for a tenth of a
+    second), and would take the next contestant's processor from it.
+    """
+    until = time.perf_counter() + PATIENCE
+    while time.perf_counter() < until:
+        began, worked = time.perf_counter(), time.process_time()
+        time.sleep(LOOK)
+        if time.process_time() - worked < IDLE * (time.perf_counter() - began):
+            return
 
 
 def paired(ours: Runner, theirs: Runner) -> tuple[float, float, float, int]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from minquant.bench.shapes import Case
 
+ALONE = 0.8
 INSTALL = "pip install 'minquant[torch,onnx,demo]'"
 
 
@@ -29,7 +30,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         description="Multiplies the same integers with minquant and with every library that is installed, in turn, "
         "after each result has been checked, and measures the processor's limits in the same turns.",
         epilog="example: minquant bench --only 'packed 1024x*' --threads 1 --json out.json --plots plots\n\n"
-        "speedup = the peer's time / minquant's, the median of such ratios, each of one turn",
+        "share = minquant's part of what the processor's limits allow, speedup = the peer's time / minquant's: both\n"
+        "are medians of ratios within a round. A peer that would need half of the time for a single call is left out.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--only", metavar="PATTERN", help="only cases with this in their name; * stands for anything")
@@ -170,14 +172,28 @@ def _print_machine(console: Console, machine: dict[str, Any]) -> None:
         peak = limits["peak_int8_gops"]
         peak = f"{peak:,.0f} GOP/s in registers" if peak else "no dot-product instruction"
         console.print(f"limits, threads: {threads}: {peak}; {limits['bandwidth_gb_s']:,.1f} GB/s from memory")
-    console.print(", ".join(f"{name} {found or '–'}" for name, found in machine["versions"].items()))
+    for threads in _crowded(machine):
+        console.print(
+            f"{threads} threads have not {threads} cores for themselves: other work runs on them, or they are halves of "
+            f"one; times with {threads} threads say little",
+            style="yellow",
+            soft_wrap=True,
+        )
+    packages = (f"{name} {found or '–'}" for name, found in machine["versions"].items())
+    console.print(", ".join(packages), soft_wrap=True)
+
+
+def _crowded(machine: dict[str, Any]) -> list[str]:
+    """Numbers of threads that together reach less than `ALONE` of what each would alone, in registers."""
+    peaks = {threads: limits["peak_int8_gops"] or 0 for threads, limits in machine["by_threads"].items()}
+    return [threads for threads, peak in peaks.items() if peak < ALONE * int(threads) * peaks["1"]]
 
 
 def _print(console: Console, report: dict[str, Any]) -> None:
     from minquant.bench.table import results_table, summary_table
 
     for op in dict.fromkeys(row["op"] for row in report["results"]):
-        console.print(f"\n[bold]{op}[/bold]; of functions with several engines, the fastest", markup=True)
+        console.print(f"\n[bold]{op}[/bold]; of functions with several engines, the fastest")
         console.print(results_table(report["results"], op))
     if report["summary"]:
         console.print("\n[bold]speedups[/bold]")

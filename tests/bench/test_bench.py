@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 
 import llvmlite.binding as llvm
@@ -151,17 +152,27 @@ def test_contestants_take_turns(monkeypatch):
     monkeypatch.setattr(timing, "SAMPLE", 0.0)
     monkeypatch.setattr(timing, "SHORT", 0.0)
     order = []
-    found = timing.in_turn({name: lambda name=name: order.append(name) for name in "abc"}, 0.05, 1, always="abc")
+    found = timing.in_turn({name: lambda name=name: order.append(name) for name in "abc"}, 1.0, always="abc")
     assert order == list("abc") * (1 + timing.MOST)
     assert all(len(runner.seconds) == timing.MOST for runner in found.values())
 
 
 def test_the_slow_stay_out_once_their_share_is_spent():
     calls = {"ours": lambda: time.sleep(0.001), "slow": lambda: time.sleep(0.05), "very slow": lambda: time.sleep(0.2)}
-    found = timing.in_turn(calls, 0.1, 1, always=("ours",))
+    found = timing.in_turn(calls, 0.1, always=("ours",))
     taken = {name: sum(sample is not None for sample in runner.seconds) for name, runner in found.items()}
     assert taken["ours"] >= timing.LEAST > taken["slow"] == taken["very slow"] == 1
     assert len({len(runner.seconds) for runner in found.values()}) == 1
+
+
+def test_a_turn_begins_when_the_last_ones_threads_are_done():
+    """As with libraries whose threads spin for their next work."""
+    until = time.perf_counter() + 0.1
+    spinning = threading.Thread(target=lambda: [None for _ in iter(lambda: time.perf_counter() < until, False)])
+    spinning.start()
+    timing.settle()
+    assert time.perf_counter() >= until - timing.LOOK
+    spinning.join()
 
 
 def test_ratios_are_of_the_same_round():
@@ -294,6 +305,12 @@ ROWS = [
     row("lib linear, slow", 3.0), row("lib linear, fast", 2.0), row("numpy float32", 1.5),
     row("lib linear, fast", 0.5, (512, 512, 512)), row("numpy float32", 6.0, (512, 512, 512)),
 ]  # fmt: skip
+
+
+def test_the_summary_tells_what_another_thread_brings():
+    rows = [row("lib", 1.0), row("lib", 1.0, threads=2, seconds=0.004)]
+    (line,) = (line for line in table.summary(rows) if line["against"] == "minquant, one thread")
+    assert (line["threads"], line["least"]) == (2, 2.5)
 
 
 def test_the_summary_is_of_the_fastest():

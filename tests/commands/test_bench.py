@@ -65,6 +65,14 @@ def test_plain_loops_have_no_limit(tmp_path, monkeypatch):
     assert report["machine"]["peak_int8_gops"] is report["results"][0]["share"] is None
 
 
+def test_threads_that_share_their_cores_are_remarked_on():
+    from minquant.commands.bench import _crowded
+
+    peaks = {"1": 100.0, "2": 150.0, "3": 290.0}
+    assert _crowded({"by_threads": {t: {"peak_int8_gops": peak} for t, peak in peaks.items()}}) == ["2"]
+    assert _crowded({"by_threads": {t: {"peak_int8_gops": None} for t in peaks}}) == []
+
+
 def test_which_instruction(tmp_path, capsys):
     assert bench("--isa", "--json", tmp_path / "out.json") == 0
     names = [isa.name for isa in available()]

@@ -174,7 +174,7 @@ def _print_machine(console: Console, machine: dict[str, Any]) -> None:
         console.print(f"limits, threads: {threads}: {peak}; {limits['bandwidth_gb_s']:,.1f} GB/s from memory")
     for threads in _crowded(machine):
         console.print(
-            f"{threads} threads have not {threads} cores for themselves: other work runs on them, or they are halves of "
+            f"{threads} threads have not {threads} cores for themselves: other work runs there, or they are halves of "
             f"one; times with {threads} threads say little",
             style="yellow",
             soft_wrap=True,

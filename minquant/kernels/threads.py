@@ -28,7 +28,7 @@ def thread_count() -> int:
 
 
 def in_parts(work: Callable[[int, int], None], count: int, operations: int) -> None:
-    """Calls ``work(first, last)`` for parts that together cover ``0 … count``, each in a thread of its own.
+    """Calls ``work(first, last)`` for parts that together cover ``0 … count``, one here and each other in a thread.
 
     The parts must not write to the same places; then the result does not depend on how many there are.
     """
@@ -37,10 +37,11 @@ def in_parts(work: Callable[[int, int], None], count: int, operations: int) -> N
         work(0, count)
         return
     ends = [count * i // parts for i in range(parts + 1)]
-    for done in [
-        _pool(parts, os.getpid()).submit(work, first, last) for first, last in zip(ends, ends[1:], strict=False)
-    ]:
-        done.result()
+    pool = _pool(parts - 1, os.getpid())
+    others = [pool.submit(work, first, last) for first, last in zip(ends[1:-1], ends[2:], strict=True)]
+    work(0, ends[1])
+    for other in others:
+        other.result()
 
 
 @cache

@@ -12,7 +12,7 @@ Source: Goto and van de Geijn 2008, "Anatomy of high-performance matrix multipli
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 from numba import njit
@@ -56,6 +56,7 @@ def matmul(a: np.ndarray, b: np.ndarray | Packed) -> np.ndarray:
     return out
 
 
+@lru_cache(maxsize=1024)
 def _tile_rows(M: int, most: int) -> int:
     """How high tiles should be, if a tile of r rows takes r + 1 units of time, missing rows included."""
     return min(range(1, most + 1), key=lambda r: (-(-M // r) * (r + 1), -r))

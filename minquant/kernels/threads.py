@@ -32,8 +32,9 @@ def in_parts(work: Callable[[int, int], None], count: int, operations: int) -> N
 
     The parts must not write to the same places; then the result does not depend on how many there are.
     """
-    parts = min(thread_count(), count, max(1, operations // WORTH_A_THREAD))
-    if parts <= 1:
+    worth = min(count, operations // WORTH_A_THREAD)
+    parts = min(thread_count(), worth) if worth > 1 else 1
+    if parts == 1:
         work(0, count)
         return
     ends = [count * i // parts for i in range(parts + 1)]

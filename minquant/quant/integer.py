@@ -20,6 +20,7 @@ from minquant.kernels import column_sums, int8_matmul, pack_weight
 __all__ = ["accumulate", "accumulate_conv"]
 
 INT32_MAX = 2**31 - 1
+ENDS = {np.dtype(np.int8): (-128, 127), np.dtype(np.uint8): (0, 255)}
 
 
 def accumulate(
@@ -99,7 +100,7 @@ def _check_room(qx: np.ndarray, zx: np.ndarray, qw: np.ndarray, zw: np.ndarray) 
 
 
 def _largest(dtype: np.dtype, zero_point: np.ndarray) -> int:
-    info = np.iinfo(dtype)
     if not np.size(zero_point):
         return 1
-    return int(max(info.max - np.min(zero_point), np.max(zero_point) - info.min))
+    lowest, highest = ENDS[dtype]
+    return max(highest - int(np.min(zero_point)), int(np.max(zero_point)) - lowest)

@@ -152,7 +152,9 @@ class Observer(Module):
     def saw_data(self) -> bool:
         """Whether any value has been observed."""
         low, high = self.min_val.data, self.max_val.data
-        return low.size > 0 and not (low.ndim == 0 and low == np.inf and high == -np.inf)
+        if low.ndim:
+            return low.size > 0
+        return not (low.item() == np.inf and high.item() == -np.inf)
 
     @property
     def spec(self) -> QSpec:

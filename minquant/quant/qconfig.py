@@ -20,7 +20,8 @@ class QConfig:
         activation: factory of the observer (`prepare`) or fake quantizer (`prepare_qat`) of the layer's output; for
             `quantize_dynamic` a `QSpec`, since the grid is chosen from each input and nothing needs watching.
         weight: factory of the observer or fake quantizer of the weight.
-        backend: the dialect: "reference", "fbgemm", "x86", "qnnpack", "onednn", "onnx", "onnxruntime" or "torchao".
+        backend: the dialect: "reference", "fbgemm", "x86", "qnnpack", "onednn" (and "fbgemm_avx2", "onednn_avx2", which
+            processors without VNNI speak), "onnx", "onnxruntime" or "torchao".
 
     Raises:
         ValueError: an unknown backend.

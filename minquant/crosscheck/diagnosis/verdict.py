@@ -194,7 +194,7 @@ def _expected(run: Run, facts: Facts) -> Verdict:
             Evidence("clamp", f"{cut:,} of {run.difference.values:,} float values lie beyond the grid's ends")
         )
     if cut:
-        told += f", and {cut:,} float values lie beyond the grid's ends"
+        told += f", and {cut:,} float {'value lies' if cut == 1 else 'values lie'} beyond the grid's ends"
     return Verdict(Evidence("rounding", told), wrong=False)
 
 

@@ -41,7 +41,7 @@ def _with_gradient(draw: Any, rng: np.random.Generator, quick: bool) -> Iterator
 
 def _quantized(granularity: str, draw: Any, rng: np.random.Generator, quick: bool) -> Iterator[Inputs]:
     for inputs in draw(rng, quick):
-        yield {**inputs, "q": quantize(inputs["x"], grid_of(inputs, granularity)).int_repr()}
+        yield {**inputs, "q": quantize(inputs["x"], grid_of(inputs, granularity)).int_repr().copy()}
 
 
 def _input_spec(rng: np.random.Generator) -> QSpec:
@@ -100,7 +100,7 @@ def _our_dequantize(granularity: str, inputs: Inputs) -> np.ndarray:
 def _their_dequantize(granularity: str, inputs: Inputs) -> np.ndarray:
     import torch
 
-    q, grid = torch.from_numpy(inputs["q"].copy()), _torch_grid(inputs)
+    q, grid = torch.from_numpy(inputs["q"]), _torch_grid(inputs)
     if granularity == "per tensor":
         return torch._make_per_tensor_quantized_tensor(q, *grid).dequantize().numpy()
     return torch._make_per_channel_quantized_tensor(q, *grid, 0).dequantize().numpy()

@@ -43,7 +43,7 @@ def _gridded(granularity: str, rng: np.random.Generator, quick: bool) -> Iterato
     for inputs in _draw(granularity, rng, quick):
         grid = _grid(inputs["x"], spec_of(inputs, granularity))
         x = near_ties(rng, inputs["x"], grid)
-        yield {**inputs, **flat_grid(grid), "x": x, "q": quantize(x, grid).int_repr()}
+        yield {**inputs, **flat_grid(grid), "x": x, "q": quantize(x, grid).int_repr().copy()}
 
 
 def _grid(x: np.ndarray, spec: QSpec) -> QParams:

@@ -64,7 +64,6 @@ def accumulate_conv(
     qw: np.ndarray,
     zw: np.ndarray,
     geometry: Geometry,
-    sums: Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray] = accumulate,
 ) -> np.ndarray:
     """The sum of `accumulate` over what each output of a convolution sees.
 
@@ -76,17 +75,16 @@ def accumulate_conv(
         qw: (M, C/groups, *kernel) int8 or uint8.
         zw: zero point of w: ``()``, or ``(M,)`` for one a channel.
         geometry: how the kernel slides.
-        sums: `accumulate`, or an engine's own.
 
     Returns:
-        (R, M) int32, as exact as `sums`: a row for each place (see `Geometry.images`).
+        (R, M) int32, exact: a row for each place (see `Geometry.images`).
 
     Raises:
         ValueError: a window so large that the sum could leave int32.
     """
     columns, filters = geometry.columns(qx, int(zx)), geometry.filters(qw)  # (G, R, K), (G, M/G, K)
     per_group = np.broadcast_to(zw, len(qw)).reshape(geometry.groups, -1)  # (G, M/G)
-    parts = [sums(c, zx, f, z) for c, f, z in zip(columns, filters, per_group, strict=True)]
+    parts = [accumulate(c, zx, f, z) for c, f, z in zip(columns, filters, per_group, strict=True)]
     return np.concatenate(parts, axis=1)
 
 

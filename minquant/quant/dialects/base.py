@@ -187,11 +187,14 @@ class Dialect(ABC):
         Returns:
             QTensor (N, M, *places) on the grid `output`.
         """
-        x_grid, w_grid = x.qparams, weight.qparams
-        qx, qw = x.int_repr(), weight.int_repr()
-        acc = accumulate_conv(qx, x_grid.zero_point, qw, w_grid.zero_point, geometry, self.accumulate)
-        q = self.requantize(acc, x_grid.scale, w_grid.scale, bias, output, relu)
+        acc = self.conv_sums(x, weight, geometry)
+        q = self.requantize(acc, x.qparams.scale, weight.qparams.scale, bias, output, relu)
         return QTensor(geometry.images(q, x.shape), output)
+
+    def conv_sums(self, x: QTensor, weight: QTensor, geometry: Geometry) -> np.ndarray:
+        """``Σ (qx - zx)(qw - zw)`` over each window, (R, M) int32, exact; the padding contributes nothing."""
+        zx, zw = x.qparams.zero_point, weight.qparams.zero_point
+        return accumulate_conv(x.int_repr(), zx, weight.int_repr(), zw, geometry)
 
     def dynamic_conv(
         self, x: np.ndarray, weight: QTensor, bias: np.ndarray, relu: bool, spec: QSpec, geometry: Geometry
@@ -211,7 +214,7 @@ class Dialect(ABC):
         """
         qx, x_scale, zx = self.quantize_at_run_time(x, spec)
         qw, zw = weight.int_repr(), weight.qparams.zero_point
-        acc = accumulate_conv(qx, zx, qw, zw, geometry, self.accumulate)
+        acc = accumulate_conv(qx, zx, qw, zw, geometry)
         y = self.rescale(acc, x_scale, weight.qparams.scale, bias)
         return geometry.images(np.maximum(y, np.float32(0)) if relu else y, x.shape)
 

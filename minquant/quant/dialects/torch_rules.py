@@ -10,7 +10,6 @@ from minquant.tensor import Tensor
 from ..fma import fma
 from ..grid import float_array, refuse_nan
 from ..histogram import HistogramObserver
-from ..integer import accumulate_conv
 from ..observers import (
     MinMaxObserver,
     MovingAverageMinMaxObserver,
@@ -98,19 +97,6 @@ class TorchDialect(TorchOperations):
         return np.clip(quantize_codes(x, *grid), 0, 255).astype(np.uint8), *grid
 
     # ---- convolution -------------------------------------------------------------------------------------------------
-
-    def conv(
-        self, x: QTensor, weight: QTensor, bias: np.ndarray, output: QParams, relu: bool, geometry: Geometry
-    ) -> QTensor:
-        """Static quantized Conv: accumulate, then requantize as this engine's Linear does. See `Dialect.conv`."""
-        acc = self.conv_sums(x, weight, geometry)
-        q = self.requantize(acc, x.qparams.scale, weight.qparams.scale, bias, output, relu)
-        return QTensor(geometry.images(q, x.shape), output)
-
-    def conv_sums(self, x: QTensor, weight: QTensor, geometry: Geometry) -> np.ndarray:
-        """``Σ (qx - zx)(qw - zw)`` over each window, (R, M) int32, exact; the padding contributes nothing."""
-        zx, zw = x.qparams.zero_point, weight.qparams.zero_point
-        return accumulate_conv(x.int_repr(), zx, weight.int_repr(), zw, geometry)
 
     def dynamic_conv(
         self, x: np.ndarray, weight: QTensor, bias: np.ndarray, relu: bool, spec: QSpec, geometry: Geometry

@@ -27,10 +27,10 @@ from itertools import islice
 
 import numpy as np
 
+from minquant.kernels.fma import fma
 from minquant.tensor import Tensor
 
 from .cascade import cascade_sum
-from .fma import fma
 from .observers import Observer
 from .spec import PerTensor
 

@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 
+from minquant.kernels.fma import fma
 from minquant.nn import Parameter
 from minquant.tensor import Function, Tensor
 
 from .cascade import cascade_sum, channel_sum
 from .fake_quant import FakeQuantize
-from .fma import fma
 from .grid import EPS, check_finite, float_array, to_integers, to_real
 from .spec import PerTensor, QParams, QSpec, is_integer
 

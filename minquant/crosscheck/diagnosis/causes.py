@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from minquant.kernels.fma import fma
 from minquant.quant import QTensor
-from minquant.quant.fma import fma
 
 from .parameters import differing_parameters
 from .rules import DEQUANTIZED, ROUNDINGS, SCALINGS, Layer, Rule, by_dialect, rule_of

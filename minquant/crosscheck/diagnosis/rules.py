@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from minquant.kernels.fma import fma
 from minquant.kernels.saturating import saturating_matmul
 from minquant.quant import QParams, QTensor
 from minquant.quant.dialects import get_dialect
@@ -22,7 +23,6 @@ from minquant.quant.dialects.fbgemm import has_depthwise_kernel
 from minquant.quant.dialects.onednn import reciprocal_twice
 from minquant.quant.dialects.saturating_conv import taps_in_pairs, windows_in_pairs
 from minquant.quant.dialects.x86 import takes_onednn
-from minquant.quant.fma import fma
 from minquant.quant.integer import accumulate
 
 from .values import Facts

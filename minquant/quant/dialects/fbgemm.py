@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from minquant.functional.geometry import Geometry
+from minquant.kernels.fma import fma
 
-from ..fma import fma
 from ..qtensor import QTensor
 from ..spec import QParams
 from .saturating_conv import windows_in_pairs

@@ -20,8 +20,8 @@ import numpy as np
 
 from minquant.functional.embedding import checked_indices
 from minquant.functional.embedding_bag import bags_of
+from minquant.kernels.fma import fma
 
-from ..fma import fma
 from ..grid import EPS, check_finite, float_array
 from ..qtensor import pack_bits, unpack_bits
 

@@ -18,8 +18,8 @@ from __future__ import annotations
 import numpy as np
 
 from minquant.functional.windows import pad, windows
+from minquant.kernels.fma import fma
 
-from ..fma import fma
 from ..qtensor import QTensor
 from .torch_rounding import on_grid, whole_channels
 

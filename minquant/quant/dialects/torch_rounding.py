@@ -20,7 +20,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..fma import fma
+from minquant.kernels.fma import fma
+
 from ..qtensor import QTensor
 from ..spec import QParams
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from minquant.functional.geometry import Geometry
+from minquant.kernels.fma import fma
 from minquant.tensor import Tensor
 
-from ..fma import fma
 from ..grid import float_array, refuse_nan
 from ..histogram import HistogramObserver
 from ..observers import (

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from minquant.kernels.fma import fma
+
 from ..dialects.tflite import away_from_zero
-from ..fma import fma
 from ..grid import to_codes
 from .readings import Reading
 

@@ -1,8 +1,8 @@
 """A dialect's arithmetic inside compiled kernels: the very functions that NumPy runs on arrays, run on numbers.
 
 Such a function is written once, of ``np.float32(…)``, ``np.rint``, ``np.minimum``, `fma` and plain operators, which
-mean the same of an array and of a number in it. A kernel is built around it and applies it to each element while that is in
-a register; the compiler turns the loop over elements into vector instructions.
+mean the same of an array and of a number in it. A kernel is built around it and applies it to each element while that
+is in a register; the compiler turns the loop over elements into vector instructions.
 
 numba keeps compiled kernels on disk and notices when the kernel's own file changes, but not when such a function does:
 so kernels carry a `fingerprint` of it, with which the old ones are not found any more.

@@ -19,13 +19,15 @@ ask for ``qmax + 1`` at the positive end: x lies at ``qmax + 1/2`` then.
 
 from __future__ import annotations
 
+import math
 from typing import Any, overload
 
 import numpy as np
 
+from minquant.kernels.choice import compiled
 from minquant.tensor import Function, Tensor
 
-from .spec import QParams, QSpec
+from .spec import Granularity, PerTensor, QParams, QSpec
 
 __all__ = ["choose_qparams", "fake_quantize"]
 
@@ -72,7 +74,7 @@ def affine_grid(
     """Scale and zero point of the affine grid over ``lo … hi``, a range with 0 in it."""
     scale = np.maximum((hi - lo) / np.float32(qmax - qmin), eps)
     zero_point = np.int32(qmin) - np.rint(lo / scale).astype(np.int32)
-    return np.asarray(scale), np.asarray(np.clip(zero_point, qmin, qmax))
+    return np.asarray(scale), np.asarray(np.minimum(np.maximum(zero_point, np.int32(qmin)), np.int32(qmax)))
 
 
 def symmetric_scale(lo: np.ndarray, hi: np.ndarray, qmin: int, qmax: int, eps: np.float32 = EPS) -> np.ndarray:
@@ -84,7 +86,12 @@ def symmetric_scale(lo: np.ndarray, hi: np.ndarray, qmin: int, qmax: int, eps: n
 def to_codes(x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray) -> np.ndarray:
     """``rint(f(x · f(1/s))) + z`` before clipping, float32."""
     with np.errstate(over="ignore"):  # an overflow to ±inf is clipped to the end of the grid, where it belongs
-        return np.rint(x * (np.float32(1) / scale)) + zero_point.astype(np.float32)
+        return to_code(x, np.float32(1) / scale, zero_point.astype(np.float32))
+
+
+def to_code(x: Any, inverse: Any, zero_point: Any) -> Any:
+    """``rint(f(x · inverse)) + z``, of arrays and of numbers inside kernels."""
+    return np.rint(x * inverse) + zero_point
 
 
 def to_integers(x: np.ndarray, qparams: QParams) -> np.ndarray:
@@ -93,15 +100,43 @@ def to_integers(x: np.ndarray, qparams: QParams) -> np.ndarray:
     Raises:
         ValueError: NaN in `x`; a shape that does not fit the granularity.
     """
+    if x.dtype == np.float32 and compiled(x.size):
+        return _to_integers_compiled(x, qparams)
     refuse_nan(x)
     spec = qparams.spec
     return np.clip(to_codes(x, *qparams.expand(x.shape)), spec.qmin, spec.qmax).astype(spec.dtype)
 
 
+def _to_integers_compiled(x: np.ndarray, qparams: QParams) -> np.ndarray:
+    from minquant.kernels import fake_quantize as kernels
+
+    grid, dtype = _kernel_grid(x, qparams), qparams.spec.dtype
+    codes, has_nan = kernels.to_integers(np.ascontiguousarray(x), grid, dtype, to_code)
+    if has_nan:
+        refuse_nan(x)
+    return codes
+
+
+def _kernel_grid(x: np.ndarray, qparams: QParams) -> Any:
+    """The grid as kernels take it."""
+    from minquant.kernels.fake_quantize import Grid
+
+    qparams.check_fits(x.shape)
+    spec, scale = qparams.spec, qparams.scale.reshape(-1)
+    zero_point = qparams.zero_point.reshape(-1).astype(np.float32)
+    length = spec.granularity.run(x.shape)
+    return Grid(length, np.float32(1) / scale, scale, zero_point, np.float32(spec.qmin), np.float32(spec.qmax))
+
+
 def to_real(q: np.ndarray, qparams: QParams) -> np.ndarray:
     """Integers -> float32 values ``f((q - z) · s)``; the difference is exact."""
     scale, zero_point = qparams.expand(q.shape)
-    return (q.astype(np.int32) - zero_point).astype(np.float32) * scale
+    return real_of(q.astype(np.float32), scale, zero_point.astype(np.float32))
+
+
+def real_of(code: Any, scale: Any, zero_point: Any) -> Any:
+    """``f((q - z) · s)``, of float32 arrays and of numbers inside kernels."""
+    return (code - zero_point) * scale
 
 
 def refuse_nan(x: np.ndarray) -> None:
@@ -123,11 +158,29 @@ def check_finite(values: np.ndarray, what: str, what_to_do: str) -> None:
     Raises:
         ValueError: NaN or infinity; the message says of what, and how many.
     """
-    if not np.isfinite(values).all():
+    if not _all_finite(values):
         raise ValueError(
             f"{what} holds {np.isnan(values).sum()} NaN and {np.isinf(values).sum()} infinite values out of "
             f"{values.size}: no range, so no grid. {what_to_do}"
         )
+
+
+def _all_finite(values: np.ndarray) -> bool:
+    if not values.size or values.dtype != np.float32 or not compiled(values.size):
+        return bool(np.isfinite(values).all())
+    low, high = range_of(values, PerTensor())
+    return bool(low > -np.inf and high < np.inf)  # NaN is neither
+
+
+def range_of(x: np.ndarray, granularity: Granularity) -> tuple[np.ndarray, np.ndarray]:
+    """Smallest and largest of the values that share a scale: NaN where there is one."""
+    if x.dtype != np.float32 or not compiled(x.size):
+        return granularity.min_max(x)
+    from minquant.kernels import fake_quantize as kernels
+
+    shape = granularity.qparams_shape(x.shape)
+    low, high = kernels.min_max(x, granularity.run(x.shape), math.prod(shape))
+    return low.reshape(shape), high.reshape(shape)
 
 
 class RoundToGrid(Function):
@@ -136,6 +189,8 @@ class RoundToGrid(Function):
     def forward(
         self, x: np.ndarray, qparams: QParams, x_min: np.ndarray | None, x_max: np.ndarray | None
     ) -> np.ndarray:
+        if x.dtype == np.float32 and compiled(x.size):
+            return self._forward_compiled(x, qparams, x_min, x_max)
         if x_min is None or x_max is None:
             codes = to_codes(x.astype(np.float32), *qparams.expand(x.shape))
             inside = (qparams.spec.qmin <= codes) & (codes <= qparams.spec.qmax)
@@ -146,8 +201,29 @@ class RoundToGrid(Function):
         self.save(inside)
         return to_real(to_integers(float_array(x, "fake_quantize"), qparams), qparams).astype(x.dtype, copy=False)
 
+    def _forward_compiled(
+        self, x: np.ndarray, qparams: QParams, x_min: np.ndarray | None, x_max: np.ndarray | None
+    ) -> np.ndarray:
+        from minquant.kernels import fake_quantize as kernels
+
+        grid, everything = _kernel_grid(x, qparams), np.full(qparams.scale.size, np.inf, np.float32)
+        unclipped, lo, hi = x_min is None or x_max is None, -everything, everything
+        if x_min is not None and x_max is not None:
+            lo, hi = (np.asarray(end).reshape(-1) for end in straight_through_range(x_min, x_max, qparams.spec))
+        out, inside, has_nan = kernels.round_to_grid(
+            np.ascontiguousarray(x), grid, lo, hi, unclipped, (to_code, real_of)
+        )
+        if has_nan:
+            refuse_nan(x)
+        self.save(inside)
+        return out
+
     def backward(self, grad: np.ndarray) -> np.ndarray:
         (inside,) = self.saved
+        if grad.dtype == np.float32 and compiled(grad.size):
+            from minquant.kernels import fake_quantize as kernels
+
+            return kernels.masked(np.ascontiguousarray(grad), inside)
         return grad * inside
 
 

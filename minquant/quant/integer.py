@@ -16,8 +16,9 @@ import numpy as np
 
 from minquant.functional.geometry import Geometry
 from minquant.kernels import column_sums, int8_matmul, pack_weight
+from minquant.kernels.epilogue import Epilogue
 
-__all__ = ["accumulate", "accumulate_conv"]
+__all__ = ["accumulate", "accumulate_conv", "product", "product_conv"]
 
 INT32_MAX = 2**31 - 1
 ENDS = {np.dtype(np.int8): (-128, 127), np.dtype(np.uint8): (0, 255)}
@@ -58,6 +59,11 @@ def accumulate(
     return acc
 
 
+def product(qx: np.ndarray, zx: np.ndarray, qw: np.ndarray, zw: np.ndarray, epilogue: Epilogue) -> np.ndarray:
+    """The epilogue of `accumulate`, (M, N)."""
+    return epilogue(accumulate(qx, zx, qw, zw))
+
+
 def accumulate_conv(
     qx: np.ndarray,
     zx: np.ndarray,
@@ -86,6 +92,13 @@ def accumulate_conv(
     per_group = np.broadcast_to(zw, len(qw)).reshape(geometry.groups, -1)  # (G, M/G)
     parts = [accumulate(c, zx, f, z) for c, f, z in zip(columns, filters, per_group, strict=True)]
     return np.concatenate(parts, axis=1)
+
+
+def product_conv(
+    qx: np.ndarray, zx: np.ndarray, qw: np.ndarray, zw: np.ndarray, geometry: Geometry, epilogue: Epilogue
+) -> np.ndarray:
+    """The epilogue of `accumulate_conv`, (R, M)."""
+    return epilogue(accumulate_conv(qx, zx, qw, zw, geometry))
 
 
 def _check_room(qx: np.ndarray, zx: np.ndarray, qw: np.ndarray, zw: np.ndarray) -> None:

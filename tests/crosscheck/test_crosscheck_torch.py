@@ -18,6 +18,7 @@ from minquant.crosscheck.processor import dialect_of
 from minquant.crosscheck.suite import Check, select
 from minquant.quant import fake_quant, grid
 from minquant.quant.dialects import fbgemm, qnnpack
+from minquant.quant.dialects.base import codes_on
 
 
 def run(tmp_path, *arguments):
@@ -58,14 +59,18 @@ def test_another_seed(tmp_path):
 QNNPACK_STATIC = {f"static Linear/qnnpack per {w}{r}" for w in ("tensor", "channel") for r in ("", " relu")}
 
 
-def rounds_half_away(acc, x_scale, w_scale, bias, output, relu):
-    real = acc * (w_scale * x_scale) + bias
-    codes = np.trunc(real / output.scale + np.copysign(0.5, real)) + output.zero_point
-    return np.clip(codes, int(output.zero_point) if relu else 0, 255).astype(np.uint8)
+def half_away(acc, x_scale, w_scale, bias, out_scale, zero_point):
+    real = np.float32(acc) * (w_scale * x_scale) + bias
+    return np.trunc(real / out_scale + np.copysign(np.float32(0.5), real)) + zero_point
+
+
+def rounds_half_away(self, x_scale, w_scale, bias, output, relu):
+    terms = x_scale, w_scale, bias, output.scale
+    return codes_on(output, relu, half_away, terms, np.float32(output.zero_point))
 
 
 def test_a_fault_in_one_engine_is_found_there_and_nowhere_else(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(qnnpack.QNNPACK, "requantize", lambda self, *arguments: rounds_half_away(*arguments))
+    monkeypatch.setattr(qnnpack.QNNPACK, "to_codes", rounds_half_away)
     status, report = run(tmp_path, "--only", "Linear/")
     assert status == 1 and not report["ok"] and failed(report) == QNNPACK_STATIC
     printed = capsys.readouterr().out

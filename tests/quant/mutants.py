@@ -28,11 +28,12 @@ def name(mutant: Mutant) -> str:
 
 
 def must_be_rejected(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs the check as it is and with the mutant in place.
+    """Runs the check as it is and with the mutant in place, in NumPy: that is the specification of all kernels.
 
     Raises:
         AssertionError: the check fails without the mutant, or passes with it.
     """
+    monkeypatch.setenv("MINQUANT_BACKEND", "numpy")
     mutant.check()  # so that it is the mutant that it rejects
     monkeypatch.setattr(mutant.where, mutant.attribute, mutant.wrong)
     with pytest.raises(AssertionError):

@@ -14,7 +14,7 @@ from minquant.quant import QParams, QSpec, get_default_qat_qconfig
 from minquant.quant.dialects import get_dialect
 from minquant.quant.dialects.fbgemm_grid import fbgemm_qparams
 from minquant.quant.dialects.onednn import reciprocal_twice
-from minquant.quant.dialects.torch_rules import saturating_pack
+from minquant.quant.dialects.torch_rules import saturated
 
 F32 = np.float32
 UINT8 = QSpec(signed=False)
@@ -177,8 +177,7 @@ def test_qnnpacks_bias_is_at_most_the_largest_float_in_int32():
 def test_packing_saturates_in_three_steps():
     steps = np.array([3.0, -3, 40000, -40000, 3e9, -3e9], F32)
     # 3e9 does not fit int32, where it becomes -2³¹
-    assert saturating_pack(steps, np.int32(100), 0, 255).tolist() == [103, 97, 255, 0, 0, 0]
-    assert saturating_pack(steps, np.int32(100), 100, 255).tolist() == [103, 100, 255, 100, 100, 100]
+    assert saturated(steps, F32(100)).tolist() == [103, 97, 32867, -32668, -32668, -32668]
 
 
 def test_rescale_orders():

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from minquant.kernels import Packed
+from minquant.kernels import Packed, epilogue
 from minquant.quant import PerChannel, QParams, fake_quant, grid, integer, qtensor
 from minquant.quant.dialects import base, fbgemm, onednn, qnnpack, reference, torch_rules
 from tests.quant import test_dialects, test_fake_quant, test_grid, test_integer, test_linear, test_qtensor
@@ -70,15 +70,15 @@ def unpacked(b):
     return np.moveaxis(b.panels, (1, 3), (0, 1)).reshape(-1, b.panels.shape[0] * b.panels.shape[2])[:K, :N]
 
 
-def bias_before_rescale(self, acc, x_scale, w_scale, bias):
+def bias_before_rescale(acc, x_scale, w_scale, bias):
     return (acc.astype(F32) + bias) * (x_scale * w_scale)
 
 
-def integer_bias(self, acc, x_scale, w_scale, bias):
+def integer_bias(acc, x_scale, w_scale, bias):
     return (acc + np.rint(bias / (x_scale * w_scale)).astype(np.int64)).astype(F32) * (x_scale * w_scale)
 
 
-def fused_rescale(self, acc, x_scale, w_scale, bias):
+def fused_rescale(acc, x_scale, w_scale, bias):
     return (acc * np.float64(x_scale * w_scale) + bias).astype(F32)
 
 
@@ -86,12 +86,16 @@ def relu_at_integer_zero(self, function, inputs, options):
     return qtensor.QTensor(function().forward(self.int_repr().astype(np.int32), *inputs[1:], **options), self.qparams)
 
 
-def relu_clamp_at_zero(steps, zero_point, qmin, qmax):
-    return np.clip(steps + zero_point, 0, qmax).astype(np.uint8)
+def relu_clamp_at_zero(output, relu, function, terms, zero_point):
+    return base.codes_on(output, False, function, terms, zero_point)
 
 
-def no_saturation(steps, zero_point, qmin, qmax):
-    return (np.clip(steps, -(2.0**31), 2.0**31 - 1).astype(np.int64) + zero_point).astype(np.uint8)
+def no_saturation(steps, zero_point):
+    return steps + zero_point
+
+
+def codes_that_wrap(self, acc):
+    return self.function(acc, *self.terms, self.zero_point).astype(np.int64).astype(self.dtype)
 
 
 def highest_bits_first(integers, bits):
@@ -161,21 +165,22 @@ MUTANTS = [Mutant(*row) for row in (
     (grid, "affine_grid", one_step_too_many, closed_forms),
     (grid, "symmetric_scale", narrow_symmetric_scale, closed_forms),
     (PerChannel, "min_max", shared_scale, test_grid.test_each_channel_has_its_own_scale),
-    (base, "accumulate", unfolded_zero_points, test_linear.test_dynamic_linear_is_its_formula),
-    (base, "accumulate", weight_zero_point_forgotten, test_linear.test_static_linear_is_its_formula),
-    (base, "accumulate", unfolded_zero_points, golden("fbgemm")),
+    (integer, "accumulate", unfolded_zero_points, test_linear.test_dynamic_linear_is_its_formula),
+    (integer, "accumulate", weight_zero_point_forgotten, test_linear.test_static_linear_is_its_formula),
+    (integer, "accumulate", unfolded_zero_points, golden("fbgemm")),
     (integer, "int8_matmul", float32_accumulation, test_integer.test_sums_beyond_24_bits_keep_their_last_bit),
-    (reference.Reference, "rescale", bias_before_rescale, test_linear.test_static_linear_is_its_formula),
-    (reference.Reference, "rescale", integer_bias, test_linear.test_dynamic_linear_is_its_formula),
-    (reference.Reference, "rescale", fused_rescale, test_dialects.test_rescale_orders),
-    (fbgemm.FBGEMM, "rescale", reference.Reference.rescale, golden("fbgemm")),
+    (reference, "real", bias_before_rescale, test_linear.test_static_linear_is_its_formula),
+    (reference, "real", integer_bias, test_linear.test_dynamic_linear_is_its_formula),
+    (reference, "real", fused_rescale, test_dialects.test_rescale_orders),
+    (fbgemm, "real", reference.real, golden("fbgemm")),
     (qtensor.QTensor, "__tensor_function__", relu_at_integer_zero, test_qtensor.test_operations_on_integers),
-    (fbgemm, "saturating_pack", relu_clamp_at_zero, golden("fbgemm")),
-    (qnnpack, "saturating_pack", relu_clamp_at_zero, golden("qnnpack")),
-    (fbgemm, "saturating_pack", no_saturation, golden("fbgemm")),
-    (fbgemm.FBGEMM, "requantize", qnnpack.QNNPACK.requantize, golden("fbgemm")),
-    (qnnpack.QNNPACK, "requantize", fbgemm.FBGEMM.requantize, golden("qnnpack")),
-    (onednn.ONEDNN, "requantize", fbgemm.FBGEMM.requantize, golden("onednn")),
+    (fbgemm, "codes_on", relu_clamp_at_zero, golden("fbgemm")),
+    (qnnpack, "codes_on", relu_clamp_at_zero, golden("qnnpack")),
+    (test_dialects, "saturated", no_saturation, test_dialects.test_packing_saturates_in_three_steps),
+    (epilogue.ToCodes, "__call__", codes_that_wrap, golden("fbgemm")),
+    (fbgemm.FBGEMM, "to_codes", qnnpack.QNNPACK.to_codes, golden("fbgemm")),
+    (qnnpack.QNNPACK, "to_codes", fbgemm.FBGEMM.to_codes, golden("qnnpack")),
+    (onednn.ONEDNN, "to_codes", fbgemm.FBGEMM.to_codes, golden("onednn")),
     (onednn, "reciprocal_twice", scales_as_they_are, golden("onednn")),
     (fbgemm, "fma", fma_in_two_roundings, golden("fbgemm")),
     (torch_rules, "fbgemm_qparams", observers_formula, golden("x86", "qnnpack")),

@@ -8,6 +8,7 @@ import pytest
 from minquant.crosscheck import suite
 from minquant.quant import QParams
 from minquant.quant.dialects import (
+    base,
     fixed_point,
     modelopt,
     onnx,
@@ -70,11 +71,13 @@ def bias_truncated(bias, x_scale, w_scale):
     return np.clip(bias.astype(np.float64) / (x_scale * w_scale), -(2**31), 2**31 - 1).astype(np.int32)
 
 
-def real_bias(self, acc, x_scale, w_scale, bias, output, relu):
-    real = acc.astype(np.float64) * np.float64(x_scale * w_scale) + bias
-    codes = np.rint(real / output.scale + output.zero_point)
-    lowest = output.zero_point if relu else output.spec.qmin
-    return np.clip(codes, lowest, output.spec.qmax).astype(output.spec.dtype)
+def code_of_real_bias(acc, step, bias, out_scale, unused, zero_point):
+    return np.rint((np.float64(acc) * step + bias) / out_scale + zero_point)
+
+
+def real_bias(self, x_scale, w_scale, bias, output, relu):
+    terms = x_scale * w_scale, bias, output.scale
+    return base.codes_on(output, relu, code_of_real_bias, terms, np.float64(output.zero_point))
 
 
 # ---- torchao ---------------------------------------------------------------------------------------------------------
@@ -110,7 +113,7 @@ def gradient_everywhere(self, grad):
     return grad * scale * (F32(1) / scale)
 
 
-def fused_scales(self, acc, x_scale, w_scale, bias):
+def fused_scales(acc, x_scale, w_scale, bias):
     return acc.astype(F32) * (x_scale * w_scale) + bias
 
 
@@ -239,11 +242,11 @@ MUTANTS = [Mutant(*row) for row in (
     (test_onnx, "dynamic_quantize_linear", range_without_zero, test_onnx.test_dynamic_quantize_linear),
     (test_onnx, "dynamic_quantize_linear", zero_point_truncated, test_onnx.test_dynamic_quantize_linear),
     (test_onnx, "in_double", single_for_double, test_onnx.test_where_the_two_roundings_differ),
-    (onnx.ONNX, "rounding", staticmethod(single_for_double), test_rosetta.test_the_question_of_the_lesson),
+    (onnx, "in_double", single_for_double, test_rosetta.test_the_question_of_the_lesson),
     (onnx_products, "multiplier", multiplier_in_float64, recorded("QLinearConv/reference")),
     (onnx_products, "_geometry", upper_for_lower, test_onnx.test_automatic_padding),
     (test_onnx, "integer_bias", bias_truncated, test_onnx.test_the_bias_is_an_integer),
-    (onnx.ONNX, "requantize", real_bias, test_rosetta.test_half_a_step_of_bias),
+    (onnx.ONNX, "to_codes", real_bias, test_rosetta.test_half_a_step_of_bias),
     (torchao, "choose_qparams_with_min_max", divisor_of_the_other_mapping, every(test_torchao.test_grids_of_int4)),
     (torchao, "choose_qparams_with_min_max", torchs_smallest_scale,
      test_torchao.test_the_smallest_scale_is_the_smallest_normal_number),
@@ -255,7 +258,7 @@ MUTANTS = [Mutant(*row) for row in (
      test_torchao.test_the_gradient_passes_through_scale_and_reciprocal),
     (torchao.RoundLikeTorchao, "backward", gradient_everywhere,
      test_torchao.test_the_gradient_passes_through_scale_and_reciprocal),
-    (torchao.Torchao, "rescale", fused_scales, recorded("torchao/dynamic Linear int8 per tensor")),
+    (torchao, "real", fused_scales, recorded("torchao/dynamic Linear int8 per tensor")),
     (tinygemm, "choose_qparams", range_with_zero, test_torchao.test_tinygemm_spends_no_integers_on_zero),
     (tinygemm.TinygemmGrid, "middle", property(middle_between_two_integers),
      test_torchao.test_tinygemms_zero_point_is_the_real_value_of_the_middle),

@@ -2,12 +2,13 @@
 
 All engines run a quantized Linear or Conv in the same three steps, and only the first and the last differ:
 
-    quantize x  →  exact int32 sums (`minquant.quant.integer`)  →  rescale to float, or requantize to integers
+    quantize x  →  exact int32 sums (`minquant.quant.integer`)  →  to real values, or to integers of the next grid
 
 Other operations on quantized tensors are done in real values, ``quantize(f(dequantize(x), …))``, unless an engine has
 a way of its own.
 
-A dialect is a class with those rules as small functions of NumPy arrays, each standing once.
+A dialect is a class with those rules as small functions, each standing once: NumPy runs them on arrays, and kernels on
+each sum as it comes out (`minquant.kernels.epilogue`).
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ import numpy as np
 from minquant import functional
 from minquant.functional.conv import Conv
 from minquant.functional.geometry import Geometry
+from minquant.kernels.epilogue import Epilogue, ToCodes, ToReal
 from minquant.tensor import Tensor
 
-from ..integer import accumulate, accumulate_conv
+from ..integer import accumulate, accumulate_conv, product, product_conv
 from ..qtensor import QTensor, quantize
 from ..spec import PerGroup, QParams, QSpec
 
-__all__ = ["Dialect", "Factory"]
+__all__ = ["Dialect", "Factory", "codes_on"]
 
 Factory = Callable[[], Any]
 
@@ -57,10 +59,19 @@ class Dialect(ABC):
         """Integers, scale and zero point of a dynamic layer's input, chosen from this very input."""
 
     @abstractmethod
-    def rescale(self, acc: np.ndarray, x_scale: np.ndarray, w_scale: np.ndarray, bias: np.ndarray) -> np.ndarray:
-        """int32 accumulator -> float32 output, bias included."""
+    def to_real(self, x_scale: np.ndarray, w_scale: np.ndarray, bias: np.ndarray, relu: bool = False) -> ToReal:
+        """How int32 sums become float32 outputs, bias included."""
 
     @abstractmethod
+    def to_codes(
+        self, x_scale: np.ndarray, w_scale: np.ndarray, bias: np.ndarray, output: QParams, relu: bool
+    ) -> ToCodes:
+        """How int32 sums become integers on the output's grid, bias and (fused) relu included."""
+
+    def rescale(self, acc: np.ndarray, x_scale: np.ndarray, w_scale: np.ndarray, bias: np.ndarray) -> np.ndarray:
+        """int32 accumulator (R, N) -> float32 output (R, N), bias included."""
+        return self.to_real(x_scale, w_scale, bias)(acc)
+
     def requantize(
         self,
         acc: np.ndarray,
@@ -71,6 +82,7 @@ class Dialect(ABC):
         relu: bool,
     ) -> np.ndarray:
         """int32 accumulator (R, N) -> integers (R, N) on the output's grid, bias and (fused) relu included."""
+        return self.to_codes(x_scale, w_scale, bias, output, relu)(acc)
 
     def qat_linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Linear in quantization-aware training, from fake-quantized x and weight: simulated in float."""
@@ -129,8 +141,8 @@ class Dialect(ABC):
             QTensor (…, N) on the grid `output`.
         """
         rows = x.int_repr().reshape(-1, x.shape[-1])
-        acc = self.accumulate(rows, x.qparams.zero_point, weight.int_repr(), weight.qparams.zero_point)
-        q = self.requantize(acc, x.qparams.scale, weight.qparams.scale, bias, output, relu)
+        codes = self.to_codes(x.qparams.scale, weight.qparams.scale, bias, output, relu)
+        q = self.product(rows, x.qparams.zero_point, weight.int_repr(), weight.qparams.zero_point, codes)
         return QTensor(q.reshape(*x.shape[:-1], len(weight)), output)
 
     def dynamic_linear(self, x: np.ndarray, weight: QTensor, bias: np.ndarray, relu: bool, spec: QSpec) -> np.ndarray:
@@ -147,14 +159,25 @@ class Dialect(ABC):
             (…, N) float32.
         """
         rows = x.reshape(-1, x.shape[-1])
-        y = self.real_output(*self.quantize_at_run_time(rows, spec), weight.int_repr(), weight.qparams, bias)
-        return (np.maximum(y, np.float32(0)) if relu else y).reshape(*x.shape[:-1], len(weight))
+        y = self.real_output(*self.quantize_at_run_time(rows, spec), weight.int_repr(), weight.qparams, bias, relu)
+        return y.reshape(*x.shape[:-1], len(weight))
 
     def real_output(
-        self, qx: np.ndarray, x_scale: np.ndarray, zx: np.ndarray, qw: np.ndarray, w_grid: QParams, bias: np.ndarray
+        self,
+        qx: np.ndarray,
+        x_scale: np.ndarray,
+        zx: np.ndarray,
+        qw: np.ndarray,
+        w_grid: QParams,
+        bias: np.ndarray,
+        relu: bool = False,
     ) -> np.ndarray:
-        """Integers (M, K) and (N, K) -> float32 output (M, N), bias included."""
-        return self.rescale(self.accumulate(qx, zx, qw, w_grid.zero_point), x_scale, w_grid.scale, bias)
+        """Integers (M, K) and (N, K) -> float32 output (M, N), bias and relu included."""
+        return self.product(qx, zx, qw, w_grid.zero_point, self.to_real(x_scale, w_grid.scale, bias, relu))
+
+    def product(self, qx: np.ndarray, zx: np.ndarray, qw: np.ndarray, zw: np.ndarray, epilogue: Epilogue) -> np.ndarray:
+        """Integers (M, K) and (N, K) -> the epilogue of `accumulate`, (M, N)."""
+        return product(qx, zx, qw, zw, epilogue)
 
     def accumulate(self, qx: np.ndarray, zx: np.ndarray, qw: np.ndarray, zw: np.ndarray) -> np.ndarray:
         """Integers (M, K) and (N, K) -> ``Σ (qx - zx)(qw - zw)``, (M, N) int32: exact, as processors with VNNI add."""
@@ -187,9 +210,13 @@ class Dialect(ABC):
         Returns:
             QTensor (N, M, *places) on the grid `output`.
         """
-        acc = self.conv_sums(x, weight, geometry)
-        q = self.requantize(acc, x.qparams.scale, weight.qparams.scale, bias, output, relu)
-        return QTensor(geometry.images(q, x.shape), output)
+        codes = self.to_codes(x.qparams.scale, weight.qparams.scale, bias, output, relu)
+        return QTensor(geometry.images(self.conv_product(x, weight, geometry, codes), x.shape), output)
+
+    def conv_product(self, x: QTensor, weight: QTensor, geometry: Geometry, epilogue: Epilogue) -> np.ndarray:
+        """The epilogue of `conv_sums`, (R, M)."""
+        zx, zw = x.qparams.zero_point, weight.qparams.zero_point
+        return product_conv(x.int_repr(), zx, weight.int_repr(), zw, geometry, epilogue)
 
     def conv_sums(self, x: QTensor, weight: QTensor, geometry: Geometry) -> np.ndarray:
         """``Σ (qx - zx)(qw - zw)`` over each window, (R, M) int32, exact; the padding contributes nothing."""
@@ -214,9 +241,8 @@ class Dialect(ABC):
         """
         qx, x_scale, zx = self.quantize_at_run_time(x, spec)
         qw, zw = weight.int_repr(), weight.qparams.zero_point
-        acc = accumulate_conv(qx, zx, qw, zw, geometry)
-        y = self.rescale(acc, x_scale, weight.qparams.scale, bias)
-        return geometry.images(np.maximum(y, np.float32(0)) if relu else y, x.shape)
+        y = product_conv(qx, zx, qw, zw, geometry, self.to_real(x_scale, weight.qparams.scale, bias, relu))
+        return geometry.images(y, x.shape)
 
     # ---- other operations on quantized tensors -----------------------------------------------------------------------
 
@@ -269,6 +295,18 @@ class Dialect(ABC):
     def softmax(self, x: QTensor, dim: int, output: QParams) -> QTensor:
         """``exp(x) / Σ exp(x)`` along dim."""
         return self.in_real_values(lambda y: functional.softmax(y, dim), (x,), output)
+
+
+def codes_on(
+    output: QParams, relu: bool, function: Callable[..., Any], terms: tuple[Any, ...], zero_point: np.number
+) -> ToCodes:
+    """Codes clipped to the output's grid; a relu cuts off at its zero point, which is real 0.
+
+    `function` gets four terms; where there are fewer, zeros that it has no use for.
+    """
+    spec, unused = output.spec, (np.float32(0),) * (4 - len(terms))
+    lowest = int(output.zero_point) if relu else spec.qmin
+    return ToCodes(function, (*terms, *unused), zero_point, lowest, spec.qmax, spec.dtype)
 
 
 def _relu_if(relu: bool, x: Tensor) -> Tensor:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from minquant.functional.geometry import Geometry
+from minquant.kernels.epilogue import Epilogue, ToCodes, ToReal
 from minquant.kernels.fma import fma
 
 from ..qtensor import QTensor
 from ..spec import QParams
+from .base import codes_on
 from .saturating_conv import windows_in_pairs
-from .torch_rules import TorchDialect, saturating_pack
+from .torch_rules import TorchDialect, saturated
 
 __all__ = ["FBGEMM"]
 
@@ -21,32 +25,29 @@ class FBGEMM(TorchDialect):
     name = "fbgemm"
     reduce_range = True
 
-    def rescale(self, acc: np.ndarray, x_scale: np.ndarray, w_scale: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    def to_real(self, x_scale: np.ndarray, w_scale: np.ndarray, bias: np.ndarray, relu: bool = False) -> ToReal:
         """``y = fma(f(acc), f(sx·sw), bias)``."""
-        return fma(acc.astype(np.float32), x_scale * w_scale, bias)
+        return ToReal(real, x_scale, w_scale, bias, relu)
 
-    def requantize(
-        self,
-        acc: np.ndarray,
-        x_scale: np.ndarray,
-        w_scale: np.ndarray,
-        bias: np.ndarray,
-        output: QParams,
-        relu: bool,
-    ) -> np.ndarray:
-        """``rint(f(xf · f(sx·sw/so))) + zo``; ``xf`` is the accumulator with the bias counted in its steps.
+    def to_codes(
+        self, x_scale: np.ndarray, w_scale: np.ndarray, bias: np.ndarray, output: QParams, relu: bool
+    ) -> ToCodes:
+        """``rint(xf · f(sx·sw/so)) + zo``; ``xf`` is the accumulator with the bias counted in its steps.
 
         One weight scale: ``xf = fma(bias, f(1/(sx·sw)), f(acc))``; one a channel: ``xf = f(f(acc) + f(bias/(sx·sw)))``.
         """
         step = x_scale * w_scale
-        multiplier = step / output.scale
+        multiplier, zero_point = step / output.scale, np.float32(output.zero_point)
         if np.ndim(w_scale) == 0:
-            with_bias = fma(bias, np.float32(1) / step, acc.astype(np.float32))
-        else:
-            with_bias = acc.astype(np.float32) + bias / step
-        steps = np.rint(with_bias * multiplier)
-        lowest = int(output.zero_point) if relu else output.spec.qmin
-        return saturating_pack(steps, output.zero_point, lowest, output.spec.qmax)
+            terms = bias, np.float32(1) / step, multiplier
+            return codes_on(output, relu, codes_of_one_scale, terms, zero_point)
+        return codes_on(output, relu, codes, (bias / step, multiplier), zero_point)
+
+    def conv_product(self, x: QTensor, weight: QTensor, geometry: Geometry, epilogue: Epilogue) -> np.ndarray:
+        """The epilogue of `conv_sums`."""
+        if has_depthwise_kernel(weight.shape, geometry):
+            return epilogue(self.conv_sums(x, weight, geometry))
+        return super().conv_product(x, weight, geometry, epilogue)
 
     def conv_sums(self, x: QTensor, weight: QTensor, geometry: Geometry) -> np.ndarray:
         """Exact, but for the depthwise kernel, which adds products in pairs in int16 on every processor.
@@ -57,6 +58,21 @@ class FBGEMM(TorchDialect):
             return super().conv_sums(x, weight, geometry)
         zx, zw = x.qparams.zero_point, weight.qparams.zero_point
         return windows_in_pairs(x.int_repr(), zx, weight.int_repr(), zw, geometry)
+
+
+def real(acc: Any, x_scale: Any, w_scale: Any, bias: Any) -> Any:
+    """``fma(f(acc), f(sx·sw), bias)``."""
+    return fma(np.float32(acc), x_scale * w_scale, bias)
+
+
+def codes_of_one_scale(acc: Any, bias: Any, inverse_step: Any, multiplier: Any, unused: Any, zero_point: Any) -> Any:
+    """``rint(f(fma(bias, f(1/(sx·sw)), f(acc)) · multiplier)) + zo``."""
+    return saturated(np.rint(fma(bias, inverse_step, np.float32(acc)) * multiplier), zero_point)
+
+
+def codes(acc: Any, bias_steps: Any, multiplier: Any, unused: Any, unused_too: Any, zero_point: Any) -> Any:
+    """``rint(f(f(f(acc) + bias_steps) · multiplier)) + zo``."""
+    return saturated(np.rint((np.float32(acc) + bias_steps) * multiplier), zero_point)
 
 
 def has_depthwise_kernel(weight_shape: tuple[int, ...], geometry: Geometry) -> bool:

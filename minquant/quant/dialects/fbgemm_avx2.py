@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from minquant.functional.geometry import Geometry
+from minquant.kernels.epilogue import Epilogue
 from minquant.kernels.saturating import saturating_matmul
 
 from ..integer import accumulate
@@ -25,9 +26,17 @@ class FBGEMMWithoutVNNI(FBGEMM):
 
     name = "fbgemm_avx2"
 
+    def product(self, qx: np.ndarray, zx: np.ndarray, qw: np.ndarray, zw: np.ndarray, epilogue: Epilogue) -> np.ndarray:
+        """The epilogue of `accumulate`."""
+        return epilogue(self.accumulate(qx, zx, qw, zw))
+
     def accumulate(self, qx: np.ndarray, zx: np.ndarray, qw: np.ndarray, zw: np.ndarray) -> np.ndarray:
         """``Σ_pairs clip(qx·qw + qx'·qw', int16) - zx·Σ qw - zw·Σ qx + K·zx·zw``."""
         return accumulate(qx, zx, qw, zw, saturating_matmul)
+
+    def conv_product(self, x: QTensor, weight: QTensor, geometry: Geometry, epilogue: Epilogue) -> np.ndarray:
+        """The epilogue of `conv_sums`."""
+        return epilogue(self.conv_sums(x, weight, geometry))
 
     def conv_sums(self, x: QTensor, weight: QTensor, geometry: Geometry) -> np.ndarray:
         """The same over each window, whatever kernel runs it."""

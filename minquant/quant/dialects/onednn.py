@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from minquant.functional.geometry import Geometry
+from minquant.kernels.epilogue import ToCodes, ToReal
 
 from ..qtensor import QTensor
 from ..spec import QParams, QSpec
+from .base import codes_on
 from .fbgemm_grid import fbgemm_qparams
 from .torch_rules import TorchDialect, run_time_range
 
@@ -20,6 +24,21 @@ def reciprocal_twice(value: np.ndarray | np.floating) -> np.ndarray:
     return np.asarray(np.float32(1) / inverse)
 
 
+def real(acc: Any, x_scale: Any, w_scale: Any, bias: Any) -> Any:
+    """``f(f(f(f(acc) · se) · we) + bias)``."""
+    return np.float32(acc) * x_scale * w_scale + bias
+
+
+def code(y: Any, inverse: Any, zero_point: Any) -> Any:
+    """``rint(f(f(y · inverse) + zo))``: the zero point is added before the rounding."""
+    return np.rint(y * inverse + zero_point)
+
+
+def codes(acc: Any, x_scale: Any, w_scale: Any, bias: Any, inverse: Any, zero_point: Any) -> Any:
+    """The code of the real output."""
+    return code(real(acc, x_scale, w_scale, bias), inverse, zero_point)
+
+
 class ONEDNN(TorchDialect):
     """Scales arrive as reciprocals and are inverted again, but for a convolution's weight scales.
 
@@ -27,34 +46,38 @@ class ONEDNN(TorchDialect):
     """
 
     name = "onednn"
+    real, codes = staticmethod(real), staticmethod(codes)
 
     def quantize_at_run_time(self, x: np.ndarray, spec: QSpec) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """``clip(rint(f(f(x · f(1/se)) + z)), 0, 255)`` with ``se`` the twice inverted scale."""
         scale, zero_point = fbgemm_qparams(*run_time_range(x), spec.qmin, spec.qmax)
         effective = reciprocal_twice(scale)
-        codes = np.rint(x * (np.float32(1) / effective) + np.float32(zero_point))
+        codes = code(x, np.float32(1) / effective, np.float32(zero_point))
         return np.clip(codes, 0, 255).astype(np.uint8), effective, np.asarray(zero_point, np.int32)
 
-    def rescale(self, acc: np.ndarray, x_scale: np.ndarray, w_scale: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    def to_real(self, x_scale: np.ndarray, w_scale: np.ndarray, bias: np.ndarray, relu: bool = False) -> ToReal:
         """``y = f(f(f(f(acc)·se)·we) + bias)``."""
-        return self.to_real(acc, x_scale, reciprocal_twice(w_scale), bias)
+        return ToReal(self.real, x_scale, reciprocal_twice(w_scale), bias, relu)
 
-    def requantize(
+    def to_codes(
+        self, x_scale: np.ndarray, w_scale: np.ndarray, bias: np.ndarray, output: QParams, relu: bool
+    ) -> ToCodes:
+        """``rint(f(f(u · f(1/so')) + zo))`` with ``u`` the real output, relu applied to ``u``."""
+        scales = reciprocal_twice(x_scale), reciprocal_twice(w_scale), reciprocal_twice(output.scale)
+        return self.codes_of_scales(*scales, bias, output, relu)
+
+    def codes_of_scales(
         self,
-        acc: np.ndarray,
         x_scale: np.ndarray,
         w_scale: np.ndarray,
+        out_scale: np.ndarray,
         bias: np.ndarray,
         output: QParams,
         relu: bool,
-    ) -> np.ndarray:
-        """``rint(f(f(u · f(1/so')) + zo))`` with ``u`` the rescaled float output, relu applied to ``u``."""
-        real = self.rescale(acc, reciprocal_twice(x_scale), w_scale, bias)
-        return to_codes(real, reciprocal_twice(output.scale), output, relu)
-
-    def to_real(self, acc: np.ndarray, x_scale: np.ndarray, w_scale: np.ndarray, bias: np.ndarray) -> np.ndarray:
-        """Accumulator -> real values, with the scales as the library has them."""
-        return acc.astype(np.float32) * x_scale * w_scale + bias
+    ) -> ToCodes:
+        """The same, with the scales as the library has them."""
+        terms = x_scale, w_scale, bias, np.float32(1) / out_scale
+        return codes_on(output, relu, self.codes, terms, np.float32(output.zero_point))
 
     # ---- convolution -------------------------------------------------------------------------------------------------
 
@@ -84,12 +107,5 @@ class ONEDNN(TorchDialect):
         out_scale: np.ndarray,
     ) -> QTensor:
         """The convolution, with the scales of input and output as the library has them."""
-        real = self.to_real(self.conv_sums(x, weight, geometry), x_scale, weight.qparams.scale, bias)
-        return QTensor(geometry.images(to_codes(real, out_scale, output, relu), x.shape), output)
-
-
-def to_codes(real: np.ndarray, scale: np.ndarray, output: QParams, relu: bool) -> np.ndarray:
-    """``rint(f(f(u · f(1/so')) + zo))`` on the output's grid."""
-    real = np.maximum(real, np.float32(0)) if relu else real
-    codes = np.rint(real * (np.float32(1) / scale) + output.zero_point.astype(np.float32))
-    return np.clip(codes, output.spec.qmin, output.spec.qmax).astype(np.uint8)
+        to_codes = self.codes_of_scales(x_scale, weight.qparams.scale, out_scale, bias, output, relu)
+        return QTensor(geometry.images(self.conv_product(x, weight, geometry, to_codes), x.shape), output)

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from minquant.functional.geometry import Geometry
+from minquant.kernels.epilogue import Epilogue
 from minquant.kernels.saturating import saturating_matmul
 
 from ..integer import accumulate
 from ..qtensor import QTensor
 from ..spec import QParams
-from .onednn import ONEDNN
+from .base import codes_on
+from .onednn import ONEDNN, code
+from .onednn import real as scaled_one_by_one
+from .reference import real
 from .saturating_conv import taps_in_pairs
 
 __all__ = ["ONEDNNWithoutVNNI"]
+
+
+def codes(acc: Any, x_scale: Any, w_scale: Any, bias: Any, inverse: Any, zero_point: Any) -> Any:
+    """``rint(f(f(y · f(1/so')) + zo))`` with ``y = f(f(f(acc) · f(se·we)) + bias)``."""
+    return code(real(acc, x_scale, w_scale, bias), inverse, zero_point)
+
+
+def divided_codes(acc: Any, x_scale: Any, w_scale: Any, bias: Any, out_scale: Any, zero_point: Any) -> Any:
+    """``rint(f(f(y / so') + zo))`` with onednn's own order of multiplications."""
+    return np.rint(scaled_one_by_one(acc, x_scale, w_scale, bias) / out_scale + zero_point)
 
 
 class ONEDNNWithoutVNNI(ONEDNN):
@@ -28,14 +44,19 @@ class ONEDNNWithoutVNNI(ONEDNN):
     """
 
     name = "onednn_avx2"
+    real, codes = staticmethod(real), staticmethod(codes)
+
+    def product(self, qx: np.ndarray, zx: np.ndarray, qw: np.ndarray, zw: np.ndarray, epilogue: Epilogue) -> np.ndarray:
+        """The epilogue of `accumulate`."""
+        return epilogue(self.accumulate(qx, zx, qw, zw))
 
     def accumulate(self, qx: np.ndarray, zx: np.ndarray, qw: np.ndarray, zw: np.ndarray) -> np.ndarray:
         """``Σ_pairs clip(qx·qw + qx'·qw', int16) - zx·Σ qw``."""
         return accumulate(qx, zx, qw, zw, saturating_matmul)
 
-    def to_real(self, acc: np.ndarray, x_scale: np.ndarray, w_scale: np.ndarray, bias: np.ndarray) -> np.ndarray:
-        """``y = f(f(f(acc) · f(se·we)) + bias)``."""
-        return acc.astype(np.float32) * (x_scale * w_scale) + bias
+    def conv_product(self, x: QTensor, weight: QTensor, geometry: Geometry, epilogue: Epilogue) -> np.ndarray:
+        """The epilogue of `conv_sums`."""
+        return epilogue(self.conv_sums(x, weight, geometry))
 
     def conv_sums(self, x: QTensor, weight: QTensor, geometry: Geometry) -> np.ndarray:
         """In pairs by one of the three kernels."""
@@ -57,11 +78,9 @@ class ONEDNNWithoutVNNI(ONEDNN):
         """By the library's reference kernel, ``rint(f(f(u/so') + zo))``, where there is no other."""
         if not has_no_kernel(weight.shape, geometry):
             return super().conv_of_scales(x, weight, bias, output, relu, geometry, x_scale, out_scale)
-        real = super().to_real(self.conv_sums(x, weight, geometry), x_scale, weight.qparams.scale, bias)
-        real = np.maximum(real, np.float32(0)) if relu else real
-        codes = np.rint(real / out_scale + output.zero_point.astype(np.float32))
-        codes = np.clip(codes, output.spec.qmin, output.spec.qmax).astype(np.uint8)
-        return QTensor(geometry.images(codes, x.shape), output)
+        terms = x_scale, weight.qparams.scale, bias, out_scale
+        to_codes = codes_on(output, relu, divided_codes, terms, np.float32(output.zero_point))
+        return QTensor(geometry.images(to_codes(self.conv_sums(x, weight, geometry)), x.shape), output)
 
 
 def is_depthwise(weight_shape: tuple[int, ...], geometry: Geometry) -> bool:

@@ -7,8 +7,12 @@ dynamic one is DynamicQuantizeLinear, MatMulInteger, Cast, Mul by ``f(x_scale ·
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
+from minquant.kernels.epilogue import ToCodes, ToReal
 from minquant.tensor import Tensor
 
 from ..fake_quant import FakeQuantize, WeightFakeQuantize
@@ -16,10 +20,9 @@ from ..grid import float_array, refuse_nan
 from ..observers import MinMaxObserver, PerChannelMinMaxObserver
 from ..qtensor import QTensor
 from ..spec import QParams, QSpec
-from .base import Dialect, Factory
+from .base import Dialect, Factory, codes_on
 from .onnx_grid import dequantize_linear, dynamic_quantize_linear, quantize_linear, to_codes
 from .onnx_products import (
-    Rounding,
     conv_integer,
     in_double,
     in_single,
@@ -27,8 +30,8 @@ from .onnx_products import (
     multiplier,
     qlinear_conv,
     qlinear_matmul,
-    saturated,
 )
+from .reference import real
 
 __all__ = [
     "ONNX",
@@ -47,11 +50,21 @@ WEIGHT = {"dtype": "qint8", "qscheme": "per_channel_symmetric", "quant_min": -12
 """Without -128, as onnxruntime's own quantizer makes symmetric weights."""
 
 
+def codes_in_double(acc: Any, bias: Any, multiplier: Any, unused: Any, unused_too: Any, zero_point: Any) -> Any:
+    """`in_double` of the sum and its int32 bias."""
+    return in_double(np.int32(acc + bias), multiplier, zero_point)
+
+
+def codes_in_single(acc: Any, bias: Any, multiplier: Any, unused: Any, unused_too: Any, zero_point: Any) -> Any:
+    """`in_single` of the sum and its int32 bias."""
+    return in_single(np.int32(acc + bias), multiplier, zero_point)
+
+
 class ONNX(Dialect):
     """QLinearMatMul and QLinearConv scaled as onnx's reference implementation does, in float64."""
 
     name = "onnx"
-    rounding: Rounding = staticmethod(in_double)
+    codes: Callable[..., Any] = staticmethod(codes_in_double)
 
     # ---- presets: the operators prescribe none -----------------------------------------------------------------------
 
@@ -100,19 +113,16 @@ class ONNX(Dialect):
         q, scale, zero_point = dynamic_quantize_linear(x)
         return q, scale, zero_point.astype(np.int32)
 
-    def rescale(self, acc: np.ndarray, x_scale: np.ndarray, w_scale: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    def to_real(self, x_scale: np.ndarray, w_scale: np.ndarray, bias: np.ndarray, relu: bool = False) -> ToReal:
         """Cast, Mul, Add: ``y = f(f(f(acc) · f(sx·sw)) + bias)``."""
-        return acc.astype(np.float32) * (x_scale * w_scale) + bias
+        return ToReal(real, x_scale, w_scale, bias, relu)
 
-    def requantize(
-        self, acc: np.ndarray, x_scale: np.ndarray, w_scale: np.ndarray, bias: np.ndarray, output: QParams, relu: bool
-    ) -> np.ndarray:
+    def to_codes(
+        self, x_scale: np.ndarray, w_scale: np.ndarray, bias: np.ndarray, output: QParams, relu: bool
+    ) -> ToCodes:
         """The end of QLinearConv, with an int32 bias; a relu behind it is ``max(q, zo)``."""
-        with_bias = acc + integer_bias(bias, x_scale, w_scale)
-        zero_point = output.zero_point.astype(output.spec.dtype)
-        codes = self.rounding(with_bias, multiplier(x_scale, w_scale, output.scale), zero_point)
-        q = saturated(codes, output.spec.dtype)
-        return np.maximum(q, zero_point) if relu else q
+        terms = integer_bias(bias, x_scale, w_scale), multiplier(x_scale, w_scale, output.scale)
+        return codes_on(output, relu, self.codes, terms, np.float64(output.zero_point))
 
 
 class ONNXRuntime(ONNX):
@@ -123,7 +133,7 @@ class ONNXRuntime(ONNX):
     """
 
     name = "onnxruntime"
-    rounding: Rounding = staticmethod(in_single)
+    codes = staticmethod(codes_in_single)
 
 
 def integer_bias(bias: np.ndarray, x_scale: np.ndarray, w_scale: np.ndarray) -> np.ndarray:

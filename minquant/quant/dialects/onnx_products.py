@@ -31,14 +31,14 @@ Rounding: TypeAlias = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """int32 accumulator, multiplier and zero point -> whole numbers before saturation."""
 
 
-def in_double(acc: np.ndarray, multiplier: np.ndarray, zero_point: np.ndarray) -> np.ndarray:
+def in_double(acc: Any, multiplier: Any, zero_point: Any) -> Any:
     """``rint(acc · m + z)`` in float64: the order of onnx.reference."""
-    return np.rint(acc.astype(np.float64) * multiplier + zero_point)
+    return np.rint(np.float64(acc) * multiplier + zero_point)
 
 
-def in_single(acc: np.ndarray, multiplier: np.ndarray, zero_point: np.ndarray) -> np.ndarray:
+def in_single(acc: Any, multiplier: Any, zero_point: Any) -> Any:
     """``rint(f(f(acc) · m)) + z``: the order of onnxruntime (MlasRequantizeOutput)."""
-    return np.rint(acc.astype(F32) * multiplier).astype(np.float64) + zero_point
+    return np.float64(np.rint(F32(acc) * multiplier)) + zero_point
 
 
 def multiplier(x_scale: np.ndarray, w_scale: np.ndarray, y_scale: np.ndarray) -> np.ndarray:

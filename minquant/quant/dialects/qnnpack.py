@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from minquant.functional.geometry import Geometry
+from minquant.kernels.epilogue import ToCodes, ToReal
 
 from ..qtensor import QTensor
 from ..spec import QParams
+from .base import codes_on
 from .qnnpack_operations import QNNPACKOperations
-from .torch_rules import TorchDialect, saturating_pack
+from .reference import real
+from .torch_rules import TorchDialect, saturated
 
 __all__ = ["QNNPACK"]
 
@@ -24,19 +29,13 @@ class QNNPACK(QNNPACKOperations, TorchDialect):
     per_channel_weight = False
     run_time_qmax = 255
 
-    def rescale(self, acc: np.ndarray, x_scale: np.ndarray, w_scale: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    def to_real(self, x_scale: np.ndarray, w_scale: np.ndarray, bias: np.ndarray, relu: bool = False) -> ToReal:
         """``y = f(f(f(acc) · f(sw·sx)) + bias)``."""
-        return acc.astype(np.float32) * (w_scale * x_scale) + bias
+        return ToReal(real, x_scale, w_scale, bias, relu)
 
-    def requantize(
-        self,
-        acc: np.ndarray,
-        x_scale: np.ndarray,
-        w_scale: np.ndarray,
-        bias: np.ndarray,
-        output: QParams,
-        relu: bool,
-    ) -> np.ndarray:
+    def to_codes(
+        self, x_scale: np.ndarray, w_scale: np.ndarray, bias: np.ndarray, output: QParams, relu: bool
+    ) -> ToCodes:
         """``rint(f(f(acc + qb) · f(f(sw·sx) · f(1/so)))) + zo`` with ``qb = rint(f(bias · f(1/(sw·sx))))``.
 
         A bias of more than 2³¹ steps saturates; torch's then depends on the element's place in the vector.
@@ -44,14 +43,16 @@ class QNNPACK(QNNPACKOperations, TorchDialect):
         reciprocal = (1.0 / (np.float64(w_scale) * np.float64(x_scale)).astype(np.float32)).astype(np.float32)
         integer_bias = np.clip(np.rint(bias * reciprocal), INT32_MIN, LARGEST_BIAS).astype(np.int32)
         multiplier = (w_scale * np.float32(x_scale)) * (np.float32(1) / output.scale)
-        steps = np.rint((acc + integer_bias).astype(np.float32) * multiplier)
-        lowest = int(output.zero_point) if relu else output.spec.qmin
-        return saturating_pack(steps, output.zero_point, lowest, output.spec.qmax)
+        return codes_on(output, relu, codes, (integer_bias, multiplier), np.float32(output.zero_point))
 
     def conv_to_input_grid(
         self, x: QTensor, scale: np.float64, weight: QTensor, bias: np.ndarray, geometry: Geometry
     ) -> QTensor:
         """The bias is counted in steps of the float64 scale; the rest is a static Conv."""
-        acc = self.conv_sums(x, weight, geometry)
-        q = self.requantize(acc, np.asarray(scale), weight.qparams.scale, bias, x.qparams, False)
-        return QTensor(geometry.images(q, x.shape), x.qparams)
+        to_codes = self.to_codes(np.asarray(scale), weight.qparams.scale, bias, x.qparams, False)
+        return QTensor(geometry.images(self.conv_product(x, weight, geometry, to_codes), x.shape), x.qparams)
+
+
+def codes(acc: Any, integer_bias: Any, multiplier: Any, unused: Any, unused_too: Any, zero_point: Any) -> Any:
+    """``rint(f(f(acc + qb) · multiplier)) + zo``."""
+    return saturated(np.rint(np.float32(np.int32(acc + integer_bias)) * multiplier), zero_point)

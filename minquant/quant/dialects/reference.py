@@ -12,12 +12,14 @@ agree to the last bit; only its gradient is that of the float layer.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from minquant import functional
 from minquant.functional.conv import Conv
 from minquant.functional.geometry import Geometry
+from minquant.kernels.epilogue import ToCodes, ToReal
 from minquant.tensor import Function, Tensor
 
 from .. import grid
@@ -27,7 +29,7 @@ from ..integer import accumulate, accumulate_conv
 from ..observers import MinMaxObserver, PerChannelMinMaxObserver
 from ..qtensor import QTensor, quantize
 from ..spec import PerGroup, QParams, QSpec
-from .base import Dialect, Factory
+from .base import Dialect, Factory, codes_on
 
 __all__ = ["Reference"]
 
@@ -75,41 +77,44 @@ class Reference(Dialect):
         qparams = grid.choose_qparams(x_min, x_max, spec)
         return grid.to_integers(x, qparams), *qparams.expand(x.shape)
 
-    def rescale(self, acc: np.ndarray, x_scale: np.ndarray, w_scale: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    def to_real(self, x_scale: np.ndarray, w_scale: np.ndarray, bias: np.ndarray, relu: bool = False) -> ToReal:
         """``y = f(f(f(acc) · f(sx·sw)) + bias)``."""
-        return acc.astype(np.float32) * (x_scale * w_scale) + bias
+        return ToReal(real, x_scale, w_scale, bias, relu)
 
     def real_output(
-        self, qx: np.ndarray, x_scale: np.ndarray, zx: np.ndarray, qw: np.ndarray, w_grid: QParams, bias: np.ndarray
+        self,
+        qx: np.ndarray,
+        x_scale: np.ndarray,
+        zx: np.ndarray,
+        qw: np.ndarray,
+        w_grid: QParams,
+        bias: np.ndarray,
+        relu: bool = False,
     ) -> np.ndarray:
-        """Integers -> float32 (M, N); with groups, ``y = f(y + f(f(acc_g) · f(sx·sw_g)))``, then the bias."""
+        """Integers -> float32 (M, N); with groups, ``y = f(y + f(f(acc_g) · f(sx·sw_g)))``, then bias and relu."""
         if not isinstance(w_grid.spec.granularity, PerGroup):
-            return super().real_output(qx, x_scale, zx, qw, w_grid, bias)
+            return super().real_output(qx, x_scale, zx, qw, w_grid, bias, relu)
         y = np.zeros((len(qx), len(qw)), np.float32)
         for columns, w_scale, zw in groups(w_grid):
             acc = accumulate(qx[:, columns], zx, qw[:, columns], zw)
             y += acc.astype(np.float32) * (x_scale * w_scale)
-        return y + bias
+        y += bias
+        return np.maximum(y, np.float32(0)) if relu else y
 
-    def requantize(
-        self,
-        acc: np.ndarray,
-        x_scale: np.ndarray,
-        w_scale: np.ndarray,
-        bias: np.ndarray,
-        output: QParams,
-        relu: bool,
-    ) -> np.ndarray:
-        """Rescale to real values, relu, and quantize to the output's grid like any other real value."""
-        y = self.rescale(acc, x_scale, w_scale, bias)
-        return grid.to_integers(np.maximum(y, np.float32(0)) if relu else y, output)
+    def to_codes(
+        self, x_scale: np.ndarray, w_scale: np.ndarray, bias: np.ndarray, output: QParams, relu: bool
+    ) -> ToCodes:
+        """The real value, relu, and quantized to the output's grid like any other real value."""
+        terms = x_scale, w_scale, bias, np.float32(1) / output.scale
+        return codes_on(output, relu, codes, terms, np.float32(output.zero_point))
 
     def linear(self, x: QTensor, weight: QTensor, bias: np.ndarray, output: QParams, relu: bool) -> QTensor:
-        """Rescale to real values, relu, and quantize to the output's grid like any other real value."""
+        """As every dialect's; with groups, the real values are quantized to the output's grid."""
+        if not isinstance(weight.qparams.spec.granularity, PerGroup):
+            return super().linear(x, weight, bias, output, relu)
         rows = x.int_repr().reshape(-1, x.shape[-1])
         x_grid, w_grid = x.qparams, weight.qparams
-        y = self.real_output(rows, x_grid.scale, x_grid.zero_point, weight.int_repr(), w_grid, bias)
-        y = np.maximum(y, np.float32(0)) if relu else y
+        y = self.real_output(rows, x_grid.scale, x_grid.zero_point, weight.int_repr(), w_grid, bias, relu)
         return quantize(y.reshape(*x.shape[:-1], len(weight)), output)
 
     def check_weight(self, spec: QSpec) -> None:
@@ -130,6 +135,16 @@ class Reference(Dialect):
         if x.qparams is None or weight.qparams is None:
             return Conv.apply(*inputs, geometry=geometry)
         return IntegerConv.apply(*inputs, geometry=geometry, x_grid=x.qparams, w_grid=weight.qparams, dialect=self)
+
+
+def real(acc: Any, x_scale: Any, w_scale: Any, bias: Any) -> Any:
+    """``f(f(f(acc) · f(sx·sw)) + bias)``."""
+    return np.float32(acc) * (x_scale * w_scale) + bias
+
+
+def codes(acc: Any, x_scale: Any, w_scale: Any, bias: Any, inverse: Any, zero_point: Any) -> Any:
+    """``rint(f(y · f(1/so))) + zo`` of the real value y."""
+    return grid.to_code(real(acc, x_scale, w_scale, bias), inverse, zero_point)
 
 
 def groups(w_grid: QParams) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from minquant.functional.geometry import Geometry
@@ -27,6 +29,7 @@ from .torch_operations import TorchOperations
 __all__ = ["TorchDialect"]
 
 QUINT8 = QSpec(bits=8, signed=False)
+ABOVE_INT32, LOWEST_INT16, HIGHEST_INT16 = np.float32(2.0**31), np.float32(-32768), np.float32(32767)
 PER_CHANNEL = {"dtype": "qint8", "qscheme": "per_channel_symmetric"}
 PER_TENSOR = {"dtype": "qint8", "qscheme": "per_tensor_symmetric"}
 
@@ -130,11 +133,10 @@ def run_time_range(x: np.ndarray) -> tuple[np.float32, np.float32]:
     return (x.min(), x.max()) if x.size else (np.float32(0), np.float32(0))
 
 
-def saturating_pack(steps: np.ndarray, zero_point: np.ndarray, qmin: int, qmax: int) -> np.ndarray:
-    """Rounded steps -> uint8 as the vector kernels pack them.
+def saturated(steps: Any, zero_point: Any) -> Any:
+    """Rounded steps -> codes before clipping, as the vector kernels pack them.
 
-    Convert to int32, where anything too large becomes -2³¹; saturate to int16, add the zero point, saturate, clip.
+    Convert to int32, where anything too large becomes -2³¹; saturate to int16, add the zero point.
     """
-    int32 = np.where(np.abs(steps) < 2.0**31, steps, -(2.0**31))
-    narrow = np.clip(int32, -32768, 32767).astype(np.int32) + zero_point
-    return np.clip(narrow, qmin, qmax).astype(np.uint8)
+    int32 = np.where(np.abs(steps) < ABOVE_INT32, steps, -ABOVE_INT32)
+    return np.minimum(np.maximum(int32, LOWEST_INT16), HIGHEST_INT16) + zero_point

@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from minquant.kernels.epilogue import ToReal
 from minquant.tensor import Function, Tensor
 
 from .. import grid
@@ -30,6 +31,7 @@ from ..observers import Observer
 from ..qtensor import QTensor
 from ..spec import SMALLEST_NORMAL, PerChannel, PerGroup, PerToken, QParams, QSpec
 from .base import Dialect, Factory
+from .onednn import real
 
 __all__ = ["IntxWeightObserver", "Torchao", "choose_qparams", "choose_qparams_with_min_max", "fake_quantize"]
 
@@ -215,9 +217,9 @@ class Torchao(Dialect):
         y = real @ weight.dequantize().T + bias  # (…, K) @ (K, N) -> (…, N)
         return np.maximum(y, F32(0)) if relu else y
 
-    def rescale(self, acc: np.ndarray, x_scale: np.ndarray, w_scale: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    def to_real(self, x_scale: np.ndarray, w_scale: np.ndarray, bias: np.ndarray, relu: bool = False) -> ToReal:
         """``y = f(f(f(f(acc) · sx) · sw) + bias)``."""
-        return acc.astype(F32) * x_scale * w_scale + bias
+        return ToReal(real, x_scale, w_scale, bias, relu)
 
     def check_weight(self, spec: QSpec) -> None:
         """Every weight grid of up to 8 bits has its arithmetic here."""
@@ -228,5 +230,5 @@ class Torchao(Dialect):
             'else take backend="reference" or one of torch\'s engines'
         )
 
-    quantize = converted_grid = full_spec = requantize = _dynamic_linear_only
+    quantize = converted_grid = full_spec = to_codes = _dynamic_linear_only
     observers = fake_quantizers = dynamic_conv = _dynamic_linear_only

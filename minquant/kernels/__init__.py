@@ -14,7 +14,7 @@ from minquant.kernels.packed import Packed
 
 __all__ = ["Packed", "column_sums", "int8_matmul", "max_k", "pack_weight"]
 
-_MODULES = {"numpy": "minquant.kernels.reference", "numba": "minquant.kernels.cpu"}
+_MODULES = {"numpy": "minquant.kernels.reference", "numba": "minquant.kernels.cpu", "cuda": "minquant.kernels.cuda"}
 _INT32_MAX = 2**31 - 1
 _LARGEST_PRODUCT = {np.dtype(np.uint8): 255 * 128, np.dtype(np.int8): 128 * 128}
 _MAX_K = {dtype: _INT32_MAX // product for dtype, product in _LARGEST_PRODUCT.items()}
@@ -28,8 +28,9 @@ def int8_matmul(a: np.ndarray, b: np.ndarray | Packed, backend: str = "auto") ->
         a: ``(M, K)`` int8 or uint8, any strides.
         b: ``(K, N)`` int8, any strides; or what `pack_weight` made of it.
         backend: ``"numpy"`` (the specification), ``"numba"`` (compiled, in the processor's dot-product instruction;
-            ``MINQUANT_ISA`` forces one, ``MINQUANT_NUM_THREADS`` says in how many threads) or ``"auto"``: numba, unless
-            the environment variable ``MINQUANT_BACKEND`` names another.
+            ``MINQUANT_ISA`` forces one, ``MINQUANT_NUM_THREADS`` says in how many threads), ``"cuda"`` (a GPU, through
+            torch; the operands travel there and the result back) or ``"auto"``: numba, unless the environment variable
+            ``MINQUANT_BACKEND`` names another.
 
     Returns:
         ``(M, N)`` int32, C-contiguous. Zero-size operands are allowed; K = 0 gives zeros.
@@ -38,6 +39,7 @@ def int8_matmul(a: np.ndarray, b: np.ndarray | Packed, backend: str = "auto") ->
         TypeError: an operand is not a NumPy array of the dtypes above.
         ValueError: an operand is not 2-D, the inner sizes differ, ``K > max_k(a.dtype)`` so that int32 could
             overflow, the backend does not exist, or b is packed and the backend is not numba.
+        RuntimeError: the backend is cuda and there is no GPU that torch can use.
 
     Error bound: none, every result is exact.
     """

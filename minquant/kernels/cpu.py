@@ -36,24 +36,37 @@ def pack_weight(b: np.ndarray) -> np.ndarray | Packed:
     return np.ascontiguousarray(b) if isa.name == "plain" else kept(b, isa, pack)
 
 
-def matmul(a: np.ndarray, b: np.ndarray | Packed) -> np.ndarray:
-    """``acc[m, n] = Σ_k a[m, k] · b[k, n]`` in int32, of operands that ``int8_matmul`` has checked."""
+def matmul(a: np.ndarray, b: np.ndarray | Packed, zero_point: int = 0) -> np.ndarray:
+    """``acc[m, n] = Σ_k (a[m, k] - zero_point) · b[k, n]`` in int32, of operands that ``int8_matmul`` has checked.
+
+    A zero point is for packed operands only: their sums begin at ``-zero_point · Σ_k b[k, n]``.
+    """
     packed = b if isinstance(b, Packed) else pack_weight(b)
     if not isinstance(packed, Packed):
         return _plain(a, packed)
-    isa, M, (_, N) = packed.isa, len(a), packed.shape
-    out = np.empty((M, N), np.int32)
-    rows = _tile_rows(M, isa.rows)
+    out = np.empty((len(a), packed.shape[1]), np.int32)
+    work = _work(a, packed, zero_point, out)
+    in_parts(work, len(packed.panels), operations=2 * a.size * packed.shape[1])
+    return out
+
+
+def multiply(a: np.ndarray, b: Packed, zero_point: int, out: np.ndarray) -> None:
+    """The same, into `out`, in this thread."""
+    _work(a, b, zero_point, out)(0, len(b.panels))
+
+
+def _work(a: np.ndarray, packed: Packed, zero_point: int, out: np.ndarray) -> Callable[[int, int], None]:
+    """What computes all rows of some of the panels."""
+    isa = packed.isa
+    rows = _tile_rows(len(a), isa.rows)
     entered, shift = enter(a, isa, rows)
-    start = packed.sums * np.int32(-shift)
+    start = packed.sums * np.int32(-(shift + zero_point))
     kernel = _kernel(ISAS.index(isa), rows)
 
     def work(first: int, last: int) -> None:
-        """Of some of the panels, all rows."""
         kernel(entered, packed.panels, first, last, start, out)
 
-    in_parts(work, len(packed.panels), operations=2 * a.size * N)
-    return out
+    return work
 
 
 @lru_cache(maxsize=1024)

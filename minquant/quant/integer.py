@@ -15,7 +15,7 @@ from collections.abc import Callable
 import numpy as np
 
 from minquant.functional.geometry import Geometry
-from minquant.kernels import column_sums, int8_matmul, pack_weight
+from minquant.kernels import Packed, column_sums, int8_matmul, pack_weight
 from minquant.kernels.epilogue import Epilogue
 
 __all__ = ["accumulate", "accumulate_conv", "product", "product_conv"]
@@ -60,7 +60,14 @@ def accumulate(
 
 
 def product(qx: np.ndarray, zx: np.ndarray, qw: np.ndarray, zw: np.ndarray, epilogue: Epilogue) -> np.ndarray:
-    """The epilogue of `accumulate`, (M, N)."""
+    """The epilogue of `accumulate`, (M, N): where there is a kernel for both, in one go."""
+    if qw.dtype == np.int8 and np.ndim(zx) == 0 and not np.any(zw):
+        _check_room(qx, zx, qw, zw)
+        right = pack_weight(qw.T)
+        if isinstance(right, Packed):
+            from minquant.kernels import fused
+
+            return fused.product(qx, int(zx), right, epilogue)
     return epilogue(accumulate(qx, zx, qw, zw))
 
 

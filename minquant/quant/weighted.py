@@ -100,7 +100,8 @@ class IntegerWeight(Module):
         backend: the dialect.
 
     Raises:
-        ValueError: a weight grid that the dialect has no arithmetic for; a bias of another shape.
+        ValueError: a weight grid that the dialect has no arithmetic for; a bias of another shape, or one that holds NaN
+            or infinity.
         TypeError: a bias that is not float32.
     """
 
@@ -117,6 +118,8 @@ class IntegerWeight(Module):
                 f"{self._kind}: expected a float32 bias, got {bias.dtype}; an integer bias means nothing without its "
                 "scale: give its real values, bias · scale"
             )
+        if bias is not None:
+            check_finite(bias, f"the bias of {self._kind}", "Did training diverge, or is the file damaged?")
         self.weight = weight
         self.bias = bias
         self.backend = backend

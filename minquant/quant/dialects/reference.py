@@ -24,6 +24,7 @@ from minquant.tensor import Function, Tensor
 
 from .. import grid
 from ..fake_quant import FakeQuantize, WeightFakeQuantize
+from ..grid import to_code
 from ..histogram import HistogramObserver
 from ..integer import accumulate, accumulate_conv
 from ..observers import MinMaxObserver, PerChannelMinMaxObserver
@@ -144,7 +145,7 @@ def real(acc: Any, x_scale: Any, w_scale: Any, bias: Any) -> Any:
 
 def codes(acc: Any, x_scale: Any, w_scale: Any, bias: Any, inverse: Any, zero_point: Any) -> Any:
     """``rint(f(y · f(1/so))) + zo`` of the real value y."""
-    return grid.to_code(real(acc, x_scale, w_scale, bias), inverse, zero_point)
+    return to_code(real(acc, x_scale, w_scale, bias), inverse, zero_point)
 
 
 def groups(w_grid: QParams) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
@@ -174,10 +175,15 @@ class IntegerLinear(Function):
         y = dialect.real_output(qx, x_grid.scale, x_grid.zero_point, qw, w_grid, bias)
         return y.reshape(*x.shape[:-1], len(weight))  # (…, N)
 
-    def backward(self, grad: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def backward(self, grad: np.ndarray) -> tuple[np.ndarray | None, ...]:
         x, weight = self.saved
         rows, grad_rows = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
-        return grad @ weight, grad_rows.T @ rows, grad_rows.sum(axis=0)
+        by_x, by_weight, by_bias = self.needs_grad
+        return (
+            grad @ weight if by_x else None,
+            grad_rows.T @ rows if by_weight else None,
+            grad_rows.sum(axis=0) if by_bias else None,
+        )
 
 
 class IntegerConv(Conv):

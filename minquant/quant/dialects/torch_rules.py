@@ -29,7 +29,8 @@ from .torch_operations import TorchOperations
 __all__ = ["TorchDialect"]
 
 QUINT8 = QSpec(bits=8, signed=False)
-ABOVE_INT32, LOWEST_INT16, HIGHEST_INT16 = np.float32(2.0**31), np.float32(-32768), np.float32(32767)
+ABOVE_INT32, ROUND_INT32 = np.float32(2.0**31), np.float32(2.0**32)
+LOWEST_INT16, HIGHEST_INT16 = np.float32(-32768), np.float32(32767)
 PER_CHANNEL = {"dtype": "qint8", "qscheme": "per_channel_symmetric"}
 PER_TENSOR = {"dtype": "qint8", "qscheme": "per_tensor_symmetric"}
 
@@ -136,7 +137,9 @@ def run_time_range(x: np.ndarray) -> tuple[np.float32, np.float32]:
 def saturated(steps: Any, zero_point: Any) -> Any:
     """Rounded steps -> codes before clipping, as the vector kernels pack them.
 
-    Convert to int32, where anything too large becomes -2³¹; saturate to int16, add the zero point.
+    Convert to int32, where anything too large becomes -2³¹; saturate to int16, add the zero point. (What is too small
+    becomes -2³¹, too, which saturates like itself.)
     """
-    int32 = np.where(np.abs(steps) < ABOVE_INT32, steps, -ABOVE_INT32)
-    return np.minimum(np.maximum(int32, LOWEST_INT16), HIGHEST_INT16) + zero_point
+    limited = np.minimum(steps, ABOVE_INT32)
+    wrapped = limited - ROUND_INT32 * np.float32(limited >= ABOVE_INT32)
+    return np.minimum(np.maximum(wrapped, LOWEST_INT16), HIGHEST_INT16) + zero_point

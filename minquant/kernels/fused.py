@@ -1,0 +1,153 @@
+"""The product and its epilogue in one go: a block of sums is finished while it lies in the cache.
+
+    for each block of rows               as many sums as the second-level cache holds
+        the integer product              ``cpu.py``
+        for each sum of the block        the dialect's own arithmetic, compiled (``elements.py``)
+
+Equal to ``epilogue(product)`` in NumPy, bit for bit: the same functions, the same order of roundings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+from numba import njit
+
+from minquant.kernels import cpu
+from minquant.kernels.elements import fingerprint, prepare
+from minquant.kernels.epilogue import Epilogue, ToReal
+from minquant.kernels.packed import Packed
+from minquant.kernels.threads import in_parts, thread_count
+
+__all__ = ["finish", "product"]
+
+SUMS = 65_536
+"""Of a block: 256 kB."""
+
+FEWEST_ROWS = 96
+"""Of a block, so that the right operand need not be read again too often."""
+
+NO_BOUND, ZERO = np.float32(-np.inf), np.float32(0)
+
+
+def product(a: np.ndarray, zero_point: int, b: Packed, epilogue: Epilogue) -> np.ndarray:
+    """``epilogue(Σ_k (a[m, k] - zero_point) · b[k, n])``.
+
+    Args:
+        a: (M, K) int8 or uint8.
+        zero_point: of a.
+        b: (K, N), packed.
+        epilogue: what becomes of the sums.
+
+    Returns:
+        (M, N), of the epilogue's dtype.
+    """
+    M, N = len(a), b.shape[1]
+    out = np.empty((M, N), _dtype(epilogue))
+    ends = _blocks(M, N)
+    if len(ends) == 2:
+        _finish_rows(cpu.matmul(a, b, zero_point), epilogue, 0, out)
+        return out
+
+    def work(first: int, last: int) -> None:
+        for i in range(first, last):
+            rows = slice(ends[i], ends[i + 1])
+            sums = np.empty((ends[i + 1] - ends[i], N), np.int32)
+            cpu.multiply(a[rows], b, zero_point, sums)
+            _finish_rows(sums, epilogue, ends[i], out[rows])
+
+    in_parts(work, len(ends) - 1, operations=2 * a.size * N)
+    return out
+
+
+def finish(acc: np.ndarray, epilogue: Epilogue) -> np.ndarray:
+    """``epilogue(acc)`` of int32 sums (M, N)."""
+    out = np.empty(acc.shape, _dtype(epilogue))
+    _finish_rows(np.ascontiguousarray(acc), epilogue, 0, out)
+    return out
+
+
+def _blocks(M: int, N: int) -> list[int]:
+    """Where blocks of rows begin and end: all about equal, and as many for each thread."""
+    most = max(FEWEST_ROWS, SUMS // max(1, N))
+    if M <= most:
+        return [0, M]
+    threads = thread_count()
+    count = -(-M // (most * threads)) * threads
+    return [M * i // count for i in range(count + 1)]
+
+
+def _dtype(epilogue: Epilogue) -> np.dtype:
+    return np.dtype(np.float32) if isinstance(epilogue, ToReal) else epilogue.dtype
+
+
+def _finish_rows(acc: np.ndarray, epilogue: Epilogue, first: int, out: np.ndarray) -> None:
+    """Rows of the result, whose first is that of `acc` and row `first` of the whole."""
+    M, N = acc.shape
+    if isinstance(epilogue, ToReal):
+        x_scale = epilogue.x_scale if np.ndim(epilogue.x_scale) == 0 else epilogue.x_scale[first : first + M, 0]
+        lowest = ZERO if epilogue.relu else NO_BOUND
+        _to_real(epilogue.function)(
+            acc, _each(x_scale, M), _each(epilogue.w_scale, N), _each(epilogue.bias, N), lowest, out
+        )
+    else:
+        terms = (_each(term, N) for term in epilogue.terms)
+        zero_point = epilogue.zero_point
+        ends = type(zero_point)(epilogue.lowest), type(zero_point)(epilogue.highest)
+        _to_codes(epilogue.function)(acc, *terms, zero_point, *ends, out)
+
+
+def _each(term: np.ndarray, count: int) -> np.ndarray:
+    """One number for each row or column, in a row of memory."""
+    term = np.asarray(term)
+    if term.shape == (count,) and term.flags.c_contiguous:
+        return term
+    each = np.empty(count, term.dtype)
+    each[:] = term
+    return each
+
+
+@cache
+def _to_real(function: Callable[..., float]) -> Callable[..., None]:
+    prepare(function)
+    mark = fingerprint(function)
+
+    @njit(cache=True, nogil=True)
+    def kernel(
+        acc: np.ndarray, x_scale: np.ndarray, w_scale: np.ndarray, bias: np.ndarray, lowest: float, out: np.ndarray
+    ) -> None:
+        mark  # noqa: B018 (see elements.py)
+        for m in range(acc.shape[0]):
+            scale = x_scale[m]
+            for n in range(acc.shape[1]):
+                out[m, n] = np.maximum(function(acc[m, n], scale, w_scale[n], bias[n]), lowest)
+
+    return kernel
+
+
+@cache
+def _to_codes(function: Callable[..., float]) -> Callable[..., None]:
+    prepare(function)
+    mark = fingerprint(function)
+
+    @njit(cache=True, nogil=True)
+    def kernel(
+        acc: np.ndarray,
+        a: np.ndarray,
+        b: np.ndarray,
+        c: np.ndarray,
+        d: np.ndarray,
+        zero_point: float,
+        lowest: float,
+        highest: float,
+        out: np.ndarray,
+    ) -> None:
+        mark  # noqa: B018 (see elements.py)
+        for m in range(acc.shape[0]):
+            for n in range(acc.shape[1]):
+                code = function(acc[m, n], a[n], b[n], c[n], d[n], zero_point)
+                out[m, n] = min(max(code, lowest), highest)
+
+    return kernel

@@ -15,6 +15,8 @@ Source: aten/src/ATen/native/quantized/cpu/AveragePool2d.cpp, AdaptiveAveragePoo
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from minquant.functional.windows import pad, windows
@@ -23,7 +25,18 @@ from minquant.kernels.fma import fma
 from ..qtensor import QTensor
 from .torch_rounding import on_grid, whole_channels
 
-__all__ = ["adaptive_avg_pool2d", "avg_pool2d", "centred", "lies_channels_last", "window_sums"]
+__all__ = [
+    "adaptive_avg_pool2d",
+    "adaptive_code_in_vectors",
+    "avg_pool2d",
+    "centred",
+    "code_in_vectors",
+    "code_left_over",
+    "lies_channels_last",
+    "planar_reciprocal",
+    "regions",
+    "window_sums",
+]
 
 Pair = tuple[int, int]
 
@@ -31,13 +44,27 @@ Pair = tuple[int, int]
 def avg_pool2d(x: QTensor, kernel: Pair, stride: Pair, padding: Pair, lanes: int, channels_last: bool) -> QTensor:
     """The mean of each window, the padding's zeros counted as elements."""
     total = window_sums(centred(x), kernel, stride, padding).astype(np.float32)
-    reciprocal = np.float32(1 / (kernel[0] * kernel[1]))
-    zero_point = x.qparams.zero_point
-    rest = np.rint(total * reciprocal + np.float32(zero_point))
+    terms = np.float32(1 / (kernel[0] * kernel[1])), np.float32(x.qparams.zero_point)
+    rest = code_left_over(total, *terms)
     if not lies_channels_last(x.shape, channels_last):
         return QTensor(on_grid(rest, x.qparams), x.qparams)
-    whole = np.rint(total * reciprocal) + zero_point
+    whole = code_in_vectors(total, *terms)
     return QTensor(on_grid(np.where(whole_channels(total.shape, lanes), whole, rest), x.qparams), x.qparams)
+
+
+def code_left_over(total: Any, reciprocal: Any, zero_point: Any) -> Any:
+    """``rint(f(f(Σ(q - z) · r) + z))``, of numbers or arrays alike, as are the two that follow."""
+    return np.rint(total * reciprocal + zero_point)
+
+
+def code_in_vectors(total: Any, reciprocal: Any, zero_point: Any) -> Any:
+    """``rint(f(Σ(q - z) · r)) + z``."""
+    return np.rint(total * reciprocal) + zero_point
+
+
+def adaptive_code_in_vectors(total: Any, reciprocal: Any, zero_point: Any) -> Any:
+    """``rint(fma(Σ(q - z), r, z))``."""
+    return np.rint(fma(total, reciprocal, zero_point))
 
 
 def adaptive_avg_pool2d(x: QTensor, size: Pair, lanes: int, channels_last: bool) -> QTensor:
@@ -60,15 +87,19 @@ def adaptive_avg_pool2d(x: QTensor, size: Pair, lanes: int, channels_last: bool)
 
 def planar_mean(total: np.ndarray, region: tuple[int, ...], x: QTensor, lanes: int) -> np.ndarray:
     """``rint(f(Σq · f(f(1/kh)/kw)))``."""
+    return np.rint(total * planar_reciprocal(region))
+
+
+def planar_reciprocal(region: tuple[int, ...]) -> np.float32:
+    """``f(f(1/kh)/kw)``."""
     height, width = region
-    return np.rint(total * (np.float32(1) / np.float32(height) / np.float32(width)))
+    return np.float32(1) / np.float32(height) / np.float32(width)
 
 
 def channels_last_mean(total: np.ndarray, region: tuple[int, ...], x: QTensor, lanes: int) -> np.ndarray:
     """Means (…, C) of sums of centred integers, whole vectors of channels or left over."""
-    reciprocal = np.float32(1 / (region[0] * region[1]))
-    zero_point = np.float32(x.qparams.zero_point)
-    whole, rest = np.rint(fma(total, reciprocal, zero_point)), np.rint(total * reciprocal + zero_point)
+    terms = np.float32(1 / (region[0] * region[1])), np.float32(x.qparams.zero_point)
+    whole, rest = adaptive_code_in_vectors(total, *terms), code_left_over(total, *terms)
     return np.where(whole_channels((*total.shape, 1, 1), lanes)[..., 0, 0], whole, rest)
 
 

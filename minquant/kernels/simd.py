@@ -91,10 +91,10 @@ def _row(builder: Any, address: Any, row_bytes: Any, i: int) -> Any:
 
 
 def _broadcast(builder: Any, number: Any, lanes: int) -> Any:
-    """An int32 in every lane."""
-    kind = ir.VectorType(I32, lanes)
+    """A number in every lane."""
+    kind = ir.VectorType(number.type, lanes)
     first = builder.insert_element(ir.Constant(kind, ir.Undefined), number, ir.Constant(I32, 0))
-    return builder.shuffle_vector(first, first, ir.Constant(kind, [0] * lanes))
+    return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(I32, lanes), [0] * lanes))
 
 
 def _columns(builder: Any, isa: Isa, address: Any, j: int) -> Any:

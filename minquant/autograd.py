@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from minquant.tensor import Tensor, as_tensor, is_float
+from minquant.tensor import FLOATS, Tensor, as_tensor, is_float
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -62,13 +62,14 @@ class Function:
     broadcasts: ClassVar[bool] = False  # stretches its inputs, so gradients are summed back to their shapes
     floats_only: ClassVar[bool] = False  # refuses integer and bool inputs
 
+    inputs: Sequence[Tensor] = ()
+    needs_grad: tuple[bool, ...] = ()  # by input, so that backward may skip work
+    saved: tuple[Any, ...] = ()
+    freed = False
+    versions: Sequence[tuple[list[int], int]] = ()
+    retained: weakref.ref[Tensor] | None = None
+
     def __init__(self) -> None:
-        self.inputs: Sequence[Tensor] = ()
-        self.needs_grad: tuple[bool, ...] = ()  # by input, so that backward may skip work
-        self.saved: tuple[Any, ...] = ()
-        self.freed = False
-        self.versions: list[tuple[list[int], int]] = []
-        self.retained: weakref.ref[Tensor] | None = None
         self.number = next(_sequence)
 
     forward: Callable[..., np.ndarray]
@@ -82,17 +83,16 @@ class Function:
     def apply(cls, *inputs: Any, **options: Any) -> Tensor:
         """Run the operation on Tensors, arrays or numbers, and record it if an input requires a gradient.
 
-        An input with a method `__tensor_function__(function_cls, inputs, options)` (a quantized tensor, say)
-        takes the call over, like NumPy's `__array_function__`.
+        An input that is no Tensor and has a method `__tensor_function__(function_cls, inputs, options)` (a quantized
+        tensor, say) takes the call over, like NumPy's `__array_function__`.
         """
         for x in inputs:
-            takes_over = getattr(x, "__tensor_function__", None)
-            if takes_over is not None:
-                return takes_over(cls, inputs, options)
-        tensors = promote(inputs) if cls.promotes else [as_tensor(x) for x in inputs]
+            if not isinstance(x, Tensor) and hasattr(x, "__tensor_function__"):
+                return x.__tensor_function__(cls, inputs, options)
+        tensors = promote(inputs) if cls.promotes else [x if isinstance(x, Tensor) else Tensor(x) for x in inputs]
         cls._check(tensors)
         function = cls()
-        function.needs_grad = tuple(t.requires_grad for t in tensors)
+        function.needs_grad = tuple([t._requires_grad for t in tensors])
         arrays = _common_dtype(tensors) if cls.promotes else [t.data for t in tensors]
         with np.errstate(all="ignore"):  # infinities and NaN follow IEEE 754, as in torch
             out = Tensor(function._forward(arrays, options))
@@ -116,7 +116,7 @@ class Function:
     def _check(cls, tensors: Sequence[Tensor]) -> None:
         if cls.floats_only:
             for t in tensors:
-                if not is_float(t.dtype):
+                if t.data.dtype not in FLOATS:
                     raise TypeError(
                         f"{cls.__name__} expects float32 or float64, got {t.dtype}: convert it, "
                         "with .float(), or .astype(np.float32) of an array"
@@ -125,22 +125,23 @@ class Function:
     def _link(self, tensors: Sequence[Tensor], out: Tensor) -> None:
         """Make `out` the result of this operation on `tensors`: grid, version counter and graph."""
         grid = tensors[0].qparams if self.on_grid else None
-        if grid is not None and np.ndim(grid.scale) == 0:  # a per-channel grid has an axis, which may have moved
+        if grid is not None and grid.scale.ndim == 0:  # a per-channel grid has an axis, which may have moved
             out.qparams = grid
         if out.data.base is not None:
             for t in tensors:
                 if np.may_share_memory(out.data, t.data):
                     out._version, out._is_view = t._version, True
-        if is_grad_enabled() and any(self.needs_grad) and is_float(out.dtype):
+        if is_grad_enabled() and any(self.needs_grad) and out.data.dtype in FLOATS:
             self.inputs = tensors
-            self.versions = [(t._version, t._version[0]) for t in (*tensors, out) if self._has_saved(t)]
+            if self.saved:
+                self.versions = [(t._version, t._version[0]) for t in (*tensors, out) if self._has_saved(t)]
             if out._is_view:  # a recorded change of the base would leave the view with an outdated graph
-                self.versions.append((out._version, out._version[0]))
+                self.versions = [*self.versions, (out._version, out._version[0])]
             out._requires_grad = True
             out.grad_fn = self
 
     def _has_saved(self, t: Tensor) -> bool:
-        return any(array is not None and np.may_share_memory(t.data, array) for array in self.saved)
+        return any([array is not None and _share_memory(t.data, array) for array in self.saved])
 
     def check_intact(self) -> None:
         """Raise RuntimeError if what backward needs was freed, or changed since forward."""
@@ -164,18 +165,28 @@ class Function:
         if len(results) != len(self.inputs):
             raise RuntimeError(f"{self}.backward returned {len(results)} gradients for {len(self.inputs)} inputs")
         return [
-            (t, self._fit(g, t)) for t, g in zip(self.inputs, results, strict=True) if t.requires_grad and g is not None
+            (t, self._fit(g, t))
+            for t, g in zip(self.inputs, results, strict=True)
+            if t._requires_grad and g is not None
         ]
 
     def _fit(self, grad: np.ndarray, t: Tensor) -> np.ndarray:
+        x = t.data
         if self.broadcasts:
-            grad = unbroadcast(grad, t.shape)
-        if grad.shape != t.shape:
-            raise RuntimeError(f"{self}.backward returned a gradient of shape {grad.shape} for an input of {t.shape}")
-        return grad.astype(t.dtype, copy=False)
+            grad = unbroadcast(grad, x.shape)
+        if grad.shape != x.shape:
+            raise RuntimeError(f"{self}.backward returned a gradient of shape {grad.shape} for an input of {x.shape}")
+        return grad if grad.dtype == x.dtype else grad.astype(x.dtype)
 
     def __repr__(self) -> str:
         return type(self).__name__
+
+
+def _share_memory(a: np.ndarray, b: np.ndarray) -> bool:
+    if a is b:
+        return True
+    own_theirs = a.base is None and b.base is None  # each its own, which the other cannot be part of
+    return not own_theirs and np.may_share_memory(a, b)
 
 
 def backward(root: Tensor, gradient: np.ndarray, retain_graph: bool) -> None:
@@ -248,14 +259,15 @@ def unbroadcast(grad: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def promote(inputs: Sequence[Any]) -> list[Tensor]:
     """The inputs as Tensors, Python numbers in the dtype that they take beside the others."""
-    if all(isinstance(x, Tensor) for x in inputs):
+    if all([isinstance(x, Tensor) for x in inputs]):
         return list(inputs)
     dtype = result_dtype(inputs)
     return [Tensor(np.asarray(x, dtype)) if _is_number(x) else as_tensor(x) for x in inputs]
 
 
 def _common_dtype(tensors: Sequence[Tensor]) -> list[np.ndarray]:
-    if all(t.dtype == tensors[0].dtype for t in tensors):
+    first = tensors[0].data.dtype
+    if all([t.data.dtype == first for t in tensors]):
         return [t.data for t in tensors]
     dtype = result_dtype(tensors)
     return [t.data.astype(dtype, copy=False) for t in tensors]

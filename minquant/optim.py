@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from minquant.kernels.choice import compiled
 from minquant.nn.module import clear_grad
 from minquant.tensor import Tensor, no_grad
 
@@ -15,7 +16,8 @@ from minquant.tensor import Tensor, no_grad
 class Optimizer:
     """Base class: parameters in groups, each with its own options, and a state for each parameter.
 
-    Subclasses give `defaults` and write `_update(value, grad, state, group)`, the new value of one parameter.
+    Subclasses give `defaults` and write `_update(value, grad, state, group)`, which changes one parameter's values in
+    place.
 
     Args:
         params: Tensors that require a gradient, or dicts {"params": …, option: value …}, one a group.
@@ -77,9 +79,10 @@ class Optimizer:
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
-                    p.copy_(self._update(p.data, p.grad.data, self.state.setdefault(p, {}), group))
+                    self._update(p.data, p.grad.data, self.state.setdefault(p, {}), group)
+                    p.mark_changed()
 
-    def _update(self, value: np.ndarray, grad: np.ndarray, state: dict[str, Any], group: dict[str, Any]) -> np.ndarray:
+    def _update(self, value: np.ndarray, grad: np.ndarray, state: dict[str, Any], group: dict[str, Any]) -> None:
         raise NotImplementedError
 
     # ---- state ---------------------------------------------------------------------------------------------
@@ -88,7 +91,7 @@ class Optimizer:
         """{"state": {parameter's number: its state}, "param_groups": [options, and numbers as "params"]}."""
         numbers = {p: i for i, p in enumerate(self._all())}
         return {
-            "state": {numbers[p]: dict(state) for p, state in self.state.items()},
+            "state": {numbers[p]: _copied(state) for p, state in self.state.items()},
             "param_groups": [{**g, "params": [numbers[p] for p in g["params"]]} for g in self.param_groups],
         }
 
@@ -101,10 +104,7 @@ class Optimizer:
         for group, new in zip(self.param_groups, state_dict["param_groups"], strict=True):
             group.update({**new, "params": group["params"]})
         params = self._all()
-        self.state = {
-            params[i]: {k: np.array(v) if isinstance(v, np.ndarray) else v for k, v in state.items()}
-            for i, state in state_dict["state"].items()
-        }
+        self.state = {params[i]: _copied(state) for i, state in state_dict["state"].items()}
 
     def _all(self) -> list[Tensor]:
         return [p for g in self.param_groups for p in g["params"]]
@@ -114,6 +114,11 @@ class Optimizer:
             {k: v for k, v in g.items() if k != "params"} | {"params": len(g["params"])} for g in self.param_groups
         ]
         return f"{type(self).__name__}({', '.join(map(str, groups))})"
+
+
+def _copied(state: dict[str, Any]) -> dict[str, Any]:
+    """With arrays of its own, since those of a parameter change in place."""
+    return {k: np.array(v) if isinstance(v, np.ndarray) else v for k, v in state.items()}
 
 
 def _check_parameter(p: Any) -> None:
@@ -147,7 +152,7 @@ class SGD(Optimizer):
         if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
             raise ValueError("SGD: nesterov needs a momentum above 0 and no dampening")
 
-    def _update(self, value: np.ndarray, grad: np.ndarray, state: dict[str, Any], group: dict[str, Any]) -> np.ndarray:
+    def _update(self, value: np.ndarray, grad: np.ndarray, state: dict[str, Any], group: dict[str, Any]) -> None:
         momentum = group["momentum"]
         if group["weight_decay"]:
             grad = grad + group["weight_decay"] * value
@@ -156,7 +161,7 @@ class SGD(Optimizer):
             velocity = grad.copy() if velocity is None else velocity * momentum + (1 - group["dampening"]) * grad
             state["momentum_buffer"] = velocity
             grad = grad + momentum * velocity if group["nesterov"] else velocity
-        return value - group["lr"] * grad
+        value -= group["lr"] * grad
 
 
 class Adam(Optimizer):
@@ -177,10 +182,10 @@ class Adam(Optimizer):
     ) -> None:
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
 
-    def _update(self, value: np.ndarray, grad: np.ndarray, state: dict[str, Any], group: dict[str, Any]) -> np.ndarray:
+    def _update(self, value: np.ndarray, grad: np.ndarray, state: dict[str, Any], group: dict[str, Any]) -> None:
         if group["weight_decay"]:
             grad = grad + group["weight_decay"] * value
-        return _adam_step(value, grad, state, group)
+        _adam_step(value, grad, state, group)
 
 
 class AdamW(Optimizer):
@@ -199,17 +204,37 @@ class AdamW(Optimizer):
     ) -> None:
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
 
-    def _update(self, value: np.ndarray, grad: np.ndarray, state: dict[str, Any], group: dict[str, Any]) -> np.ndarray:
-        return _adam_step(value * (1 - group["lr"] * group["weight_decay"]), grad, state, group)
+    def _update(self, value: np.ndarray, grad: np.ndarray, state: dict[str, Any], group: dict[str, Any]) -> None:
+        value *= 1 - group["lr"] * group["weight_decay"]
+        _adam_step(value, grad, state, group)
 
 
-def _adam_step(value: np.ndarray, grad: np.ndarray, state: dict[str, Any], group: dict[str, Any]) -> np.ndarray:
+def _adam_step(value: np.ndarray, grad: np.ndarray, state: dict[str, Any], group: dict[str, Any]) -> None:
     beta1, beta2 = group["betas"]
     if not state:
         state.update(step=0, exp_avg=np.zeros_like(value), exp_avg_sq=np.zeros_like(value))
     state["step"] += 1
-    state["exp_avg"] = mean = state["exp_avg"] + (1 - beta1) * (grad - state["exp_avg"])
-    state["exp_avg_sq"] = square = state["exp_avg_sq"] * beta2 + (1 - beta2) * grad * grad
-    step_size = group["lr"] / (1 - beta1 ** state["step"])
-    root = np.sqrt(square) / math.sqrt(1 - beta2 ** state["step"]) + group["eps"]
-    return value + -step_size * mean / root
+    factors = 1 - beta1, beta2, 1 - beta2
+    divisors = math.sqrt(1 - beta2 ** state["step"]), group["eps"], -(group["lr"] / (1 - beta1 ** state["step"]))
+    arrays = value, grad, state["exp_avg"], state["exp_avg_sq"]
+    kernels = compiled("optimizers", value.size)
+    if kernels and all([a.dtype == np.float32 and a.flags.c_contiguous for a in arrays]):
+        kernels.adam(*arrays, factors, divisors)
+    else:
+        _adam(*arrays, factors, divisors)
+
+
+def _adam(
+    value: np.ndarray,
+    grad: np.ndarray,
+    mean: np.ndarray,
+    square: np.ndarray,
+    factors: tuple[float, float, float],
+    divisors: tuple[float, float, float],
+) -> None:
+    """What the kernel computes, in NumPy and for any dtype."""
+    c1, beta2, c2 = factors
+    root, eps, step = divisors
+    mean += c1 * (grad - mean)
+    square[...] = square * beta2 + c2 * grad * grad
+    value += step * mean / (np.sqrt(square) / root + eps)

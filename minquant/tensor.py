@@ -18,12 +18,17 @@ if TYPE_CHECKING:
     Dims: TypeAlias = "int | Sequence[int] | None"
 
 
+FLOATS = frozenset({np.dtype(np.float32), np.dtype(np.float64)})
+
+
 def is_float(dtype: np.dtype) -> bool:
     """Whether values of this dtype can carry a gradient."""
-    return dtype == np.float32 or dtype == np.float64
+    return dtype in FLOATS
 
 
 def _as_array(data: Any) -> np.ndarray:
+    if type(data) is np.ndarray and data.dtype in FLOATS:
+        return data
     typed = hasattr(data, "dtype")  # an array or a NumPy scalar keeps its dtype, Python's floats become float32
     array = np.asarray(data)
     if not typed and array.dtype == np.float64:
@@ -241,15 +246,17 @@ class Tensor:
                 raise RuntimeError(f"{operation} on a view, which its base's graph would not see: change a clone()")
             self.grad_fn, self._requires_grad = new.grad_fn, True
         np.copyto(self.data, new.data, casting="same_kind")
-        self._version[0] += 1
-        self.qparams = None
-        return self
+        return self.mark_changed()
 
     def _set(self, index: Any, value: TensorLike, operation: str) -> Tensor:
         value = as_tensor(value)
         if is_grad_enabled() and (self.requires_grad or value.requires_grad):
             return self._overwrite(F.setitem(self._alias(), index, value), operation)
         F.assign(self.data, F.array_index(index), value.data)
+        return self.mark_changed()
+
+    def mark_changed(self) -> Tensor:
+        """Say that `data` was written to, so that backward refuses to go through it; returns self."""
         self._version[0] += 1
         self.qparams = None
         return self

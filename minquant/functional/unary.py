@@ -9,6 +9,7 @@ import numpy as np
 
 from minquant.autograd import Function
 from minquant.functional.erf import erf
+from minquant.kernels.choice import compiled
 from minquant.tensor import Tensor, is_float
 
 if TYPE_CHECKING:
@@ -137,6 +138,9 @@ class ReLU(Function):
 
     def backward(self, grad: np.ndarray) -> np.ndarray:
         (out,) = self.saved
+        kernels = compiled("activations", out.size)
+        if kernels and out.dtype == np.float32 == grad.dtype:
+            return kernels.relu_gradient(*map(np.ascontiguousarray, (out, grad)))
         return np.where(out <= 0, 0, grad)
 
 

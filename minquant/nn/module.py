@@ -97,9 +97,12 @@ class Module:
         table[name] = value
 
     def __getattr__(self, name: str) -> Any:  # only for names that are not ordinary attributes
-        for table in self._tables():
-            if name in table:
-                return table[name]
+        own = self.__dict__
+        if "_modules" in own:
+            for table in (own["_modules"], own["_parameters"], own["_buffers"]):
+                if name in table:
+                    return table[name]
+        self._tables()
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     def __delattr__(self, name: str) -> None:

@@ -27,7 +27,7 @@ import numpy as np
 from minquant.kernels.choice import compiled
 from minquant.tensor import Function, Tensor
 
-from .spec import Granularity, PerTensor, QParams, QSpec
+from .spec import Granularity, QParams, QSpec
 
 __all__ = ["choose_qparams", "fake_quantize"]
 
@@ -100,32 +100,22 @@ def to_integers(x: np.ndarray, qparams: QParams) -> np.ndarray:
     Raises:
         ValueError: NaN in `x`; a shape that does not fit the granularity.
     """
-    if x.dtype == np.float32 and compiled(x.size):
-        return _to_integers_compiled(x, qparams)
+    kernels = compiled("fake_quantize", x.size)
+    if kernels and x.dtype == np.float32:
+        grid, dtype = _kernel_grid(x, qparams), qparams.spec.dtype
+        codes, has_nan = kernels.to_integers(np.ascontiguousarray(x), grid, dtype, to_code)
+        if has_nan:
+            refuse_nan(x)
+        return codes
     refuse_nan(x)
     spec = qparams.spec
     return np.clip(to_codes(x, *qparams.expand(x.shape)), spec.qmin, spec.qmax).astype(spec.dtype)
 
 
-def _to_integers_compiled(x: np.ndarray, qparams: QParams) -> np.ndarray:
-    from minquant.kernels import fake_quantize as kernels
-
-    grid, dtype = _kernel_grid(x, qparams), qparams.spec.dtype
-    codes, has_nan = kernels.to_integers(np.ascontiguousarray(x), grid, dtype, to_code)
-    if has_nan:
-        refuse_nan(x)
-    return codes
-
-
-def _kernel_grid(x: np.ndarray, qparams: QParams) -> Any:
-    """The grid as kernels take it."""
-    from minquant.kernels.fake_quantize import Grid
-
+def _kernel_grid(x: np.ndarray, qparams: QParams) -> tuple[Any, ...]:
+    """The grid as kernels take it: how many neighbours in memory share a scale, and `QParams.flat`."""
     qparams.check_fits(x.shape)
-    spec, scale = qparams.spec, qparams.scale.reshape(-1)
-    zero_point = qparams.zero_point.reshape(-1).astype(np.float32)
-    length = spec.granularity.run(x.shape)
-    return Grid(length, np.float32(1) / scale, scale, zero_point, np.float32(spec.qmin), np.float32(spec.qmax))
+    return qparams.spec.granularity.run(x.shape), *qparams.flat
 
 
 def to_real(q: np.ndarray, qparams: QParams) -> np.ndarray:
@@ -166,20 +156,19 @@ def check_finite(values: np.ndarray, what: str, what_to_do: str) -> None:
 
 
 def _all_finite(values: np.ndarray) -> bool:
-    if not values.size or values.dtype != np.float32 or not compiled(values.size):
-        return bool(np.isfinite(values).all())
-    low, high = range_of(values, PerTensor())
-    return bool(low > -np.inf and high < np.inf)  # NaN is neither
+    kernels = compiled("fake_quantize", values.size)
+    if kernels and values.dtype == np.float32:
+        return bool(kernels.all_finite(np.ascontiguousarray(values)))
+    return bool(np.isfinite(values).all())
 
 
 def range_of(x: np.ndarray, granularity: Granularity) -> tuple[np.ndarray, np.ndarray]:
     """Smallest and largest of the values that share a scale: NaN where there is one."""
-    if x.dtype != np.float32 or not compiled(x.size):
+    kernels = compiled("fake_quantize", x.size)
+    if not kernels or x.dtype != np.float32:
         return granularity.min_max(x)
-    from minquant.kernels import fake_quantize as kernels
-
     shape = granularity.qparams_shape(x.shape)
-    low, high = kernels.min_max(x, granularity.run(x.shape), math.prod(shape))
+    low, high = kernels.min_max(np.ascontiguousarray(x), granularity.run(x.shape), math.prod(shape))
     return low.reshape(shape), high.reshape(shape)
 
 
@@ -189,8 +178,9 @@ class RoundToGrid(Function):
     def forward(
         self, x: np.ndarray, qparams: QParams, x_min: np.ndarray | None, x_max: np.ndarray | None
     ) -> np.ndarray:
-        if x.dtype == np.float32 and compiled(x.size):
-            return self._forward_compiled(x, qparams, x_min, x_max)
+        kernels = compiled("fake_quantize", x.size)
+        if kernels and x.dtype == np.float32:
+            return self._compiled(kernels, x, qparams, x_min, x_max)
         if x_min is None or x_max is None:
             codes = to_codes(x.astype(np.float32), *qparams.expand(x.shape))
             inside = (qparams.spec.qmin <= codes) & (codes <= qparams.spec.qmax)
@@ -201,18 +191,15 @@ class RoundToGrid(Function):
         self.save(inside)
         return to_real(to_integers(float_array(x, "fake_quantize"), qparams), qparams).astype(x.dtype, copy=False)
 
-    def _forward_compiled(
-        self, x: np.ndarray, qparams: QParams, x_min: np.ndarray | None, x_max: np.ndarray | None
+    def _compiled(
+        self, kernels: Any, x: np.ndarray, qparams: QParams, x_min: np.ndarray | None, x_max: np.ndarray | None
     ) -> np.ndarray:
-        from minquant.kernels import fake_quantize as kernels
-
-        grid, everything = _kernel_grid(x, qparams), np.full(qparams.scale.size, np.inf, np.float32)
-        unclipped, lo, hi = x_min is None or x_max is None, -everything, everything
+        """`forward` in one pass; the range has no ends where clipping alone decides about the gradient."""
+        ends = None
         if x_min is not None and x_max is not None:
-            lo, hi = (np.asarray(end).reshape(-1) for end in straight_through_range(x_min, x_max, qparams.spec))
-        out, inside, has_nan = kernels.round_to_grid(
-            np.ascontiguousarray(x), grid, lo, hi, unclipped, (to_code, real_of)
-        )
+            ends = tuple([end.reshape(-1) for end in straight_through_range(x_min, x_max, qparams.spec)])
+        grid, rules = _kernel_grid(x, qparams), (to_code, real_of)
+        out, inside, has_nan = kernels.round_to_grid(np.ascontiguousarray(x), grid, ends, rules)
         if has_nan:
             refuse_nan(x)
         self.save(inside)
@@ -220,9 +207,8 @@ class RoundToGrid(Function):
 
     def backward(self, grad: np.ndarray) -> np.ndarray:
         (inside,) = self.saved
-        if grad.dtype == np.float32 and compiled(grad.size):
-            from minquant.kernels import fake_quantize as kernels
-
+        kernels = compiled("fake_quantize", grad.size)
+        if kernels and grad.dtype == np.float32:
             return kernels.masked(np.ascontiguousarray(grad), inside)
         return grad * inside
 
@@ -230,10 +216,10 @@ class RoundToGrid(Function):
 def straight_through_range(x_min: np.ndarray, x_max: np.ndarray, spec: QSpec) -> tuple[np.ndarray, np.ndarray]:
     """Where the straight-through gradient passes: the observed range with 0; symmetric, ``|x| ≤ amax``."""
     lo, hi = np.minimum(x_min, np.float32(0)), np.maximum(x_max, np.float32(0))
-    if not spec.symmetric:
-        return lo, hi
-    amax = np.maximum(-lo, hi)
-    return -amax, amax
+    if spec.symmetric:
+        hi = np.maximum(-lo, hi)
+        lo = -hi
+    return lo, hi
 
 
 @overload

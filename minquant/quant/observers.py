@@ -18,7 +18,7 @@ Source: torch.ao.quantization.observer, torch 2.13.
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ import numpy as np
 from minquant.nn.module import Module
 from minquant.tensor import Tensor
 
-from .grid import affine_grid, float_array, symmetric_scale
+from .grid import affine_grid, float_array, range_of, symmetric_scale
 from .spec import Granularity, PerChannel, PerTensor, QParams, QSpec
 
 __all__ = [
@@ -122,7 +122,7 @@ class Observer(Module):
         return x
 
     def _observe(self, values: np.ndarray) -> None:
-        low, high = self.granularity.min_max(values)
+        low, high = range_of(values, self.granularity)
         if self.saw_data:
             if low.shape != self.min_val.shape:
                 raise ValueError(
@@ -151,17 +151,15 @@ class Observer(Module):
     @property
     def saw_data(self) -> bool:
         """Whether any value has been observed."""
-        low, high = self.min_val.data, self.max_val.data
+        low = self.min_val.data
         if low.ndim:
             return low.size > 0
-        return not (low.item() == np.inf and high.item() == -np.inf)
+        return not (low.item() == np.inf and self.max_val.data.item() == -np.inf)
 
     @property
     def spec(self) -> QSpec:
         """The grid that is asked for, in as few bits as its integers need."""
-        signed = self.dtype == "qint8"
-        bits = max(2, self.quant_max.bit_length() + signed, (-self.quant_min - 1).bit_length() + signed)
-        return QSpec(bits, signed, self._symmetric, self.granularity, self.quant_min, self.quant_max)
+        return _spec(self.dtype == "qint8", self._symmetric, self.granularity, self.quant_min, self.quant_max)
 
     def qparams(self) -> QParams:
         """The grid for the range seen.
@@ -214,8 +212,8 @@ class Observer(Module):
         if not self.saw_data:
             shape = () if isinstance(self.granularity, PerTensor) else (1,)
             return np.ones(shape, F32), np.zeros(shape, np.int32)
-        low, high = self.range()
-        if (low > high).any():
+        low, high = (end[()] for end in self.range())  # numbers, if per tensor: NumPy is quicker with them
+        if np.any(low > high):
             raise ValueError(f"{type(self).__name__}: min_val must not exceed max_val, got {low} … {high}")
         lo, hi = np.minimum(low, F32(0)), np.maximum(high, F32(0))
         bounds = (lo, hi, self.quant_min, self.quant_max, self.eps.data[0])
@@ -256,6 +254,12 @@ class Observer(Module):
         if low < lowest or high > highest:
             raise ValueError(f"{name}: {low} … {high} does not fit {self.dtype!r}, which holds {lowest} … {highest}")
         return int(low), int(high)
+
+
+@lru_cache(maxsize=1024)
+def _spec(signed: bool, symmetric: bool, granularity: Granularity, qmin: int, qmax: int) -> QSpec:
+    bits = max(2, qmax.bit_length() + signed, (-qmin - 1).bit_length() + signed)
+    return QSpec(bits, signed, symmetric, granularity, qmin, qmax)
 
 
 class MinMaxObserver(Observer):

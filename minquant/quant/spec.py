@@ -7,7 +7,9 @@ the range of the data (`minquant.quant.choose_qparams`).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -32,6 +34,10 @@ class PerTensor:
     def expand(self, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """``()`` broadcasts against every shape as it is."""
         return values
+
+    def run(self, shape: tuple[int, ...]) -> int:
+        """How many neighbours in memory share a scale: all."""
+        return math.prod(shape)
 
     def min_max(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Smallest and largest element: two arrays of shape ``()``."""
@@ -61,6 +67,10 @@ class PerChannel:
         ones = [1] * len(shape)
         ones[self._checked_axis(shape)] = -1
         return values.reshape(ones)
+
+    def run(self, shape: tuple[int, ...]) -> int:
+        """How many neighbours in memory share a scale: those behind the channel axis."""
+        return math.prod(shape[self._checked_axis(shape) + 1 :])
 
     def min_max(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Smallest and largest element of each channel: two arrays of shape ``(C,)``."""
@@ -108,6 +118,10 @@ class PerGroup:
         """``(…, K / group_size)`` -> ``(…, K)``, each scale repeated over its group."""
         return np.repeat(values, self.group_size, axis=-1)
 
+    def run(self, shape: tuple[int, ...]) -> int:
+        """How many neighbours in memory share a scale."""
+        return self.group_size
+
     def min_max(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Smallest and largest element of each group: two arrays ``(…, K / group_size)``."""
         groups = x.reshape(*self.qparams_shape(x.shape), self.group_size)
@@ -127,6 +141,10 @@ class PerToken:
     def expand(self, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """``shape[:-1]`` -> ``(*shape[:-1], 1)``, which broadcasts against `shape`."""
         return values[..., np.newaxis]
+
+    def run(self, shape: tuple[int, ...]) -> int:
+        """How many neighbours in memory share a scale: a row."""
+        return shape[-1]
 
     def min_max(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Smallest and largest element of each row: two arrays of shape ``x.shape[:-1]``."""
@@ -200,7 +218,7 @@ class QSpec:
             return 1 << (self.bits - 1)
         return (self.qmin + self.qmax) // 2
 
-    @property
+    @cached_property
     def dtype(self) -> np.dtype:
         """NumPy type that `QTensor.int_repr` has: int8, uint8, int16 or uint16."""
         width = 8 if self.bits <= 8 else 16
@@ -245,22 +263,27 @@ class QParams:
         if zero_point.dtype.kind not in "iu":
             raise TypeError(f"QParams: zero_point must be integers, got {zero_point.dtype}")
         self._check_shapes(scale, zero_point)
-        bad = ~(np.isfinite(scale) & (scale >= SMALLEST_NORMAL))
-        if bad.any():
+        self._check_values(scale, zero_point)
+        object.__setattr__(self, "scale", scale)
+        object.__setattr__(self, "zero_point", _stretched(zero_point.astype(np.int32), scale.shape))
+
+    def _check_values(self, scale: np.ndarray, zero_point: np.ndarray) -> None:
+        """Looks at the extremes, which a NaN would be."""
+        if scale.size and not (SMALLEST_NORMAL <= scale.min() and scale.max() < math.inf):
+            bad = ~(np.isfinite(scale) & (scale >= SMALLEST_NORMAL))
             raise ValueError(
                 "QParams: a scale must be positive, finite and at least 2^-126 (smaller ones are subnormal, and their "
                 f"reciprocal may overflow); got {scale[bad].flat[0]}"
                 + (f" and {bad.sum() - 1} more" if bad.sum() > 1 else "")
                 + "; choose_qparams(x_min, x_max, spec) makes one from a range"
             )
-        outside = (zero_point < self.spec.qmin) | (zero_point > self.spec.qmax)
-        if outside.any():
+        qmin, qmax = self.spec.qmin, self.spec.qmax
+        if zero_point.size and not (qmin <= zero_point.min() and zero_point.max() <= qmax):
+            outside = (zero_point < qmin) | (zero_point > qmax)
             raise ValueError(
-                f"QParams: the zero point must lie on the grid {self.spec.qmin}…{self.spec.qmax}, so that real 0 "
+                f"QParams: the zero point must lie on the grid {qmin}…{qmax}, so that real 0 "
                 f"is exact; got {zero_point[outside].flat[0]}"
             )
-        object.__setattr__(self, "scale", scale)
-        object.__setattr__(self, "zero_point", np.broadcast_to(zero_point.astype(np.int32), scale.shape))
 
     def _check_shapes(self, scale: np.ndarray, zero_point: np.ndarray) -> None:
         if zero_point.ndim and zero_point.shape != scale.shape:
@@ -280,15 +303,34 @@ class QParams:
         Raises:
             ValueError: the tensor has another number of channels, groups or tokens than these parameters.
         """
+        self.check_fits(shape)
         granularity = self.spec.granularity
-        expected = granularity.qparams_shape(shape)
+        return granularity.expand(self.scale, shape), granularity.expand(self.zero_point, shape)
+
+    @cached_property
+    def flat(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.float32, np.float32]:
+        """``f(1/scale)``, scale and zero point, float32 (scales,), then qmin and qmax: as kernels take them."""
+        scale, zero_point = self.scale.reshape(-1), self.zero_point.reshape(-1).astype(np.float32)
+        return np.float32(1) / scale, scale, zero_point, np.float32(self.spec.qmin), np.float32(self.spec.qmax)
+
+    def check_fits(self, shape: tuple[int, ...]) -> None:
+        """Refuses a tensor of a shape that these parameters are not made for.
+
+        Raises:
+            ValueError: the tensor has another number of channels, groups or tokens.
+        """
+        expected = self.spec.granularity.qparams_shape(shape)
         if self.scale.shape != expected:
             raise ValueError(
-                f"a tensor of shape {shape} with {granularity} needs scales of shape {expected}, got {self.scale.shape}"
+                f"a tensor of shape {shape} with {self.spec.granularity} needs scales of shape {expected}, got "
+                f"{self.scale.shape}"
             )
-        return granularity.expand(self.scale, shape), granularity.expand(self.zero_point, shape)
 
     def __repr__(self) -> str:
         if self.scale.ndim == 0:
             return f"QParams(scale={self.scale:.7g}, zero_point={self.zero_point}, {self.spec})"
         return f"QParams({self.scale.size} scales {self.scale.min():.4g}…{self.scale.max():.4g}, {self.spec})"
+
+
+def _stretched(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return values if values.shape == shape else np.broadcast_to(values, shape)

@@ -1,0 +1,166 @@
+"""Fake-quantization in one pass: each value is read once, its neighbour on the grid and the gradient's mask written.
+
+The arithmetic is the grid's own, handed over as two functions of numbers (see ``elements.py``): ``to_code(x, 1/scale,
+zero_point)``, a whole number, and ``real_of(code, scale, zero_point)``. All arrays are C-contiguous. A grid is
+
+    (length, 1/scale, scale, zero_point, qmin, qmax)
+
+where `length` values that follow one another in memory share a scale, and the scales, (C,), take turns; all but the
+length are float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, TypeAlias
+
+import numpy as np
+from numba import njit
+
+from minquant.kernels.elements import fingerprint, prepare
+from minquant.kernels.threads import in_parts
+
+__all__ = ["all_finite", "masked", "min_max", "round_to_grid", "to_integers"]
+
+Rule: TypeAlias = Callable[..., Any]
+Grid: TypeAlias = tuple[Any, ...]
+
+ROUND, MASK = 40, 17
+"""Operations an element, as `in_parts` counts them: a hundred of them take a nanosecond."""
+
+
+def round_to_grid(
+    x: np.ndarray, grid: Grid, ends: tuple[np.ndarray, np.ndarray] | None, rules: tuple[Rule, Rule]
+) -> tuple[np.ndarray, np.ndarray, bool]:
+    """``real_of(clip(to_code(x)))``, the mask of the gradient, and whether x holds NaN.
+
+    Args:
+        x: float32.
+        grid: see the module's text.
+        ends: the mask is true from the first to the second, both float32 (C,); None: where nothing is clipped.
+        rules: ``to_code`` and ``real_of``.
+    """
+    out, inside = np.empty(x.shape, np.float32), np.empty(x.shape, np.bool_)
+    kernel = _rounding(*rules, ends is None)
+    arguments = x.reshape(-1), out.reshape(-1), inside.reshape(-1), *grid, *(ends or grid[1:3])
+    nans: list[bool] = []
+    in_parts(lambda first, last: nans.append(kernel(*arguments, first, last)), x.size, ROUND * x.size)
+    return out, inside, any(nans)
+
+
+@cache
+def _rounding(to_code: Rule, real_of: Rule, by_code: bool) -> Callable[..., bool]:
+    version = fingerprint(to_code, real_of)
+    to_code, real_of = prepare(to_code), prepare(real_of)
+
+    @njit(cache=True, nogil=True)
+    def kernel(x, out, inside, length, inverse, scale, zero_point, qmin, qmax, low, high, first, last):  # type: ignore[no-untyped-def]
+        nans = np.int32(version & 0)
+        while first < last:
+            row = first // length
+            end, c = min(last, (row + 1) * length), row % len(scale)
+            inv, s, z, lo, hi = inverse[c], scale[c], zero_point[c], low[c], high[c]
+            values, rounded, mask = x[first:end], out[first:end], inside[first:end]
+            for i in range(len(values)):
+                v = values[i]
+                code = to_code(v, inv, z)
+                nans += np.int32(v != v)
+                mask[i] = (qmin <= code) & (code <= qmax) if by_code else (lo <= v) & (v <= hi)
+                code = qmin if code < qmin else code
+                rounded[i] = real_of(qmax if code > qmax else code, s, z)
+            first = end
+        return nans > 0
+
+    return kernel
+
+
+def to_integers(x: np.ndarray, grid: Grid, dtype: np.dtype, to_code: Rule) -> tuple[np.ndarray, bool]:
+    """``clip(to_code(x))`` as integers of that dtype, of 8 or 16 bits; and whether x holds NaN."""
+    out = np.empty(x.shape, dtype)
+    bits = out.reshape(-1).view(np.uint8 if out.itemsize == 1 else np.uint16)  # one kernel for both signs
+    kernel, arguments = _coding(to_code), (x.reshape(-1), bits, *grid)
+    nans: list[bool] = []
+    in_parts(lambda first, last: nans.append(kernel(*arguments, first, last)), x.size, ROUND * x.size)
+    return out, any(nans)
+
+
+@cache
+def _coding(to_code: Rule) -> Callable[..., bool]:
+    to_code, version = prepare(to_code), fingerprint(to_code)
+
+    @njit(cache=True, nogil=True)
+    def kernel(x, out, length, inverse, scale, zero_point, qmin, qmax, first, last):  # type: ignore[no-untyped-def]
+        nans = np.int32(version & 0)
+        while first < last:
+            row = first // length
+            end, c = min(last, (row + 1) * length), row % len(scale)
+            inv, z = inverse[c], zero_point[c]
+            values, codes = x[first:end], out[first:end]
+            for i in range(len(values)):
+                v = values[i]
+                code = to_code(v, inv, z)
+                nans += np.int32(v != v)
+                code = qmin if code < qmin else code
+                codes[i] = np.int32(qmax if code > qmax else code)
+            first = end
+        return nans > 0
+
+    return kernel
+
+
+def masked(grad: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """``grad · inside``."""
+    out = np.empty(grad.shape, np.float32)
+    flat = grad.reshape(-1), inside.reshape(-1), out.reshape(-1)
+    in_parts(lambda first, last: _masked(*flat, first, last), grad.size, MASK * grad.size)
+    return out
+
+
+@njit(cache=True, nogil=True)
+def _masked(grad, inside, out, first, last):  # type: ignore[no-untyped-def]
+    grads, mask, to = grad[first:last], inside[first:last], out[first:last]
+    for i in range(len(grads)):
+        to[i] = grads[i] * np.float32(mask[i])
+
+
+# ---- ranges ----------------------------------------------------------------------------------------------------------
+
+
+def min_max(x: np.ndarray, length: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Smallest and largest of the values that share a scale, float32 (count,): NaN where there is one."""
+    ends = np.empty((2, count), np.int32)
+    _min_max(x.reshape(-1).view(np.int32), length, ends)
+    low, high = ends.view(np.float32)
+    return low, high
+
+
+@njit(cache=True, nogil=True)
+def _min_max(bits, length, ends):  # type: ignore[no-untyped-def]
+    """As integers floats are in order, once those with a sign are turned round; NaN are first or last."""
+    turn, infinity, nan = np.int32(0x7FFFFFFF), np.int32(0x7F800000), np.int32(0x7FC00000)
+    ends[0], ends[1] = turn, ~turn
+    for row in range(len(bits) // max(length, 1)):
+        values, least, most = bits[row * length : (row + 1) * length], turn, ~turn
+        for i in range(len(values)):
+            key = values[i] ^ ((values[i] >> np.int32(31)) & turn)
+            least, most = min(least, key), max(most, key)
+        c = row % ends.shape[1]
+        ends[0, c], ends[1, c] = min(ends[0, c], least), max(ends[1, c], most)
+    for c in range(ends.shape[1]):
+        has_nan = ends[1, c] > infinity or ends[0, c] < ~infinity
+        for i in range(2):
+            ends[i, c] = nan if has_nan else ends[i, c] ^ ((ends[i, c] >> np.int32(31)) & turn)
+
+
+def all_finite(x: np.ndarray) -> bool:
+    """Whether x holds neither NaN nor infinity: those whose exponent has all bits set."""
+    return _all_finite(x.reshape(-1).view(np.int32))
+
+
+@njit(cache=True, nogil=True)
+def _all_finite(bits):  # type: ignore[no-untyped-def]
+    exponent, others = np.int32(0x7F800000), np.int32(0)
+    for i in range(len(bits)):
+        others += np.int32((bits[i] & exponent) == exponent)
+    return others == 0

@@ -33,7 +33,7 @@ BLOCK = 200_000
 def pack_weight(b: np.ndarray) -> np.ndarray | Packed:
     """An int8 matrix (K, N) for many products; rows as they are where there is no instruction to pack for."""
     isa = chosen()
-    return np.ascontiguousarray(b) if isa.name == "plain" else kept(b, isa, pack)
+    return np.ascontiguousarray(b) if isa.name == "plain" else kept(b, isa.name, lambda: pack(b, isa))
 
 
 def matmul(a: np.ndarray, b: np.ndarray | Packed, zero_point: int = 0) -> np.ndarray:

@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
 
 import numpy as np
 
-from minquant.kernels.isa import Isa
-from minquant.kernels.packed import Packed
-
 __all__ = ["kept"]
 
-_KEPT: dict[int, dict[tuple[Any, ...], Packed]] = {}
-"""By the id of the array that owns the memory, and by the view of it."""
+T = TypeVar("T")
+
+_KEPT: dict[int, dict[tuple[Any, ...], Any]] = {}
+"""By the id of the array that owns the memory; then by the view of it, and how it was packed."""
 
 
-def kept(b: np.ndarray, isa: Isa, pack: Callable[[np.ndarray, Isa], Packed]) -> Packed:
-    """``pack(b, isa)``, or what it returned the last time if b is a read-only view of read-only memory.
+def kept(b: np.ndarray, how: Hashable, pack: Callable[[], T]) -> T:
+    """``pack()``, or what it returned the last time for this b and `how`, if b is a read-only view of read-only memory.
 
     Who makes such an array writeable again and changes it must not multiply with it.
     """
     owner = _owner(b)
     if owner is None:
-        return pack(b, isa)
-    view = (b.__array_interface__["data"][0], b.shape, b.strides, isa.name)
+        return pack()
+    whole = b.flags.forc and b.nbytes == owner.nbytes
+    place = 0 if whole else b.__array_interface__["data"][0]
+    view = (place, b.shape, b.strides, how)
     table = _KEPT.get(id(owner))
     if table is None:
         table = _KEPT[id(owner)] = {}
         weakref.finalize(owner, _KEPT.pop, id(owner), None)
     if view not in table:
-        table[view] = pack(b, isa)
+        table[view] = pack()
     return table[view]
 
 

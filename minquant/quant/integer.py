@@ -21,6 +21,8 @@ from minquant.kernels.epilogue import Epilogue
 __all__ = ["accumulate", "accumulate_conv", "product", "product_conv"]
 
 INT32_MAX = 2**31 - 1
+ALWAYS_SAFE = INT32_MAX // (255 * 255)
+"""Values of K that leave room for the largest differences that 8 bits have."""
 ENDS = {np.dtype(np.int8): (-128, 127), np.dtype(np.uint8): (0, 255)}
 
 
@@ -61,7 +63,7 @@ def accumulate(
 
 def product(qx: np.ndarray, zx: np.ndarray, qw: np.ndarray, zw: np.ndarray, epilogue: Epilogue) -> np.ndarray:
     """The epilogue of `accumulate`, (M, N): where there is a kernel for both, in one go."""
-    if qw.dtype == np.int8 and np.ndim(zx) == 0 and not np.any(zw):
+    if qw.dtype == np.int8 and np.ndim(zx) == 0 and not zw.any():
         _check_room(qx, zx, qw, zw)
         right = pack_weight(qw.T)
         if isinstance(right, Packed):
@@ -109,6 +111,8 @@ def product_conv(
 
 
 def _check_room(qx: np.ndarray, zx: np.ndarray, qw: np.ndarray, zw: np.ndarray) -> None:
+    if qx.shape[1] <= ALWAYS_SAFE:
+        return
     largest = _largest(qx.dtype, zx) * _largest(qw.dtype, zw)
     if qx.shape[1] * largest > INT32_MAX:
         raise ValueError(
@@ -121,4 +125,5 @@ def _largest(dtype: np.dtype, zero_point: np.ndarray) -> int:
     if not np.size(zero_point):
         return 1
     lowest, highest = ENDS[dtype]
-    return max(highest - int(np.min(zero_point)), int(np.max(zero_point)) - lowest)
+    least, most = (zero_point, zero_point) if np.ndim(zero_point) == 0 else (zero_point.min(), zero_point.max())
+    return max(highest - int(least), int(most) - lowest)

@@ -7,6 +7,8 @@ import numpy as np
 __all__ = ["fbgemm_qparams"]
 
 SMALLEST_SCALE = np.float32(6.1e-5)
+RECIPROCAL_INFINITE = 2.0**-128
+"""Of this float32 and all smaller ones, 0 among them, ``f(1/s)`` is infinite."""
 
 
 def fbgemm_qparams(
@@ -40,36 +42,34 @@ def fbgemm_qparams(
     Source: quant_utils::ChooseQuantizationParams in ATen, torch 2.13.
     """
     low, high = np.float32(x_min), np.float32(x_max)
-    mirrored = symmetric and low < 0 < high
+    mirrored = symmetric and bool(low < 0 < high)
     if mirrored:
         half = (qmax - qmin) // 2
         step = max(abs(np.float64(low / np.float32(-half - 1))), abs(np.float64(high / np.float32(half))))
         low, high = np.float32(step * (-half - 1)), np.float32(step * half)
-    low, high = np.minimum(low, np.float32(0)), np.maximum(high, np.float32(0))
-    scale = np.float64(scale_dtype((np.float64(high) - np.float64(low)) / (qmax - qmin)))
-    with np.errstate(divide="ignore", over="ignore"):
-        if np.float32(scale) == 0 or np.isinf(np.float32(1) / np.float32(scale)):
-            scale = np.float64(scale_dtype(0.1))
+    lo, hi = min(float(low), 0.0), max(float(high), 0.0)  # Python's numbers are float64, and quicker one by one
+    scale = float(scale_dtype((hi - lo) / (qmax - qmin)))
+    if float(np.float32(scale)) <= RECIPROCAL_INFINITE:
+        scale = float(scale_dtype(0.1))
     if scale < SMALLEST_SCALE:
-        low, high = _widen(low, high, np.float32(scale), qmax - qmin)
-        scale = np.float64(SMALLEST_SCALE)
-    if mirrored:
-        return scale, int(np.rint((qmin + qmax) / 2))
-    return scale, _zero_point(np.float64(low), np.float64(high), scale, qmin, qmax)
+        lo, hi = _widen(np.float32(lo), np.float32(hi), np.float32(scale), qmax - qmin)
+        scale = float(SMALLEST_SCALE)
+    zero_point = round((qmin + qmax) / 2) if mirrored else _zero_point(lo, hi, scale, qmin, qmax)
+    return np.float64(scale), zero_point
 
 
-def _widen(low: np.float32, high: np.float32, scale: np.float32, steps: int) -> tuple[np.float32, np.float32]:
+def _widen(low: np.float32, high: np.float32, scale: np.float32, steps: int) -> tuple[float, float]:
     if low == 0:
-        return low, SMALLEST_SCALE * np.float32(steps)
+        return float(low), float(SMALLEST_SCALE * np.float32(steps))
     if high == 0:
-        return -SMALLEST_SCALE * np.float32(steps), high
+        return float(-SMALLEST_SCALE * np.float32(steps)), float(high)
     amplifier = SMALLEST_SCALE / scale
-    return low * amplifier, high * amplifier
+    return float(low * amplifier), float(high * amplifier)
 
 
-def _zero_point(low: np.float64, high: np.float64, scale: np.float64, qmin: int, qmax: int) -> int:
+def _zero_point(low: float, high: float, scale: float, qmin: int, qmax: int) -> int:
     from_min, from_max = qmin - low / scale, qmax - high / scale
     error_from_min = abs(qmin) + abs(low / scale)
     error_from_max = abs(qmax) + abs(high / scale)
     exact = from_min if error_from_min < error_from_max else from_max
-    return int(np.rint(np.clip(exact, qmin, qmax)))
+    return round(min(max(exact, qmin), qmax))

@@ -13,7 +13,7 @@ from ..qtensor import QTensor
 from ..spec import QParams, QSpec
 from .base import codes_on
 from .fbgemm_grid import fbgemm_qparams
-from .torch_rules import TorchDialect, run_time_range
+from .torch_rules import TorchDialect, codes_at_run_time, run_time_range
 
 __all__ = ["ONEDNN"]
 
@@ -52,8 +52,8 @@ class ONEDNN(TorchDialect):
         """``clip(rint(f(f(x · f(1/se)) + z)), 0, 255)`` with ``se`` the twice inverted scale."""
         scale, zero_point = fbgemm_qparams(*run_time_range(x), spec.qmin, spec.qmax)
         effective = reciprocal_twice(scale)
-        codes = code(x, np.float32(1) / effective, np.float32(zero_point))
-        return np.clip(codes, 0, 255).astype(np.uint8), effective, np.asarray(zero_point, np.int32)
+        z = np.asarray(zero_point, np.int32)
+        return codes_at_run_time(x, effective, z, code), effective, z
 
     def to_real(self, x_scale: np.ndarray, w_scale: np.ndarray, bias: np.ndarray, relu: bool = False) -> ToReal:
         """``y = f(f(f(f(acc)·se)·we) + bias)``."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from minquant.functional.geometry import Geometry
+from minquant.kernels.choice import compiled
 from minquant.kernels.fma import fma
 from minquant.tensor import Tensor
 
-from ..grid import float_array, refuse_nan
+from ..grid import float_array, range_of, refuse_nan
 from ..histogram import HistogramObserver
 from ..observers import (
     MinMaxObserver,
@@ -19,7 +21,7 @@ from ..observers import (
     PerChannelMinMaxObserver,
 )
 from ..qtensor import QTensor
-from ..spec import QParams, QSpec
+from ..spec import PerTensor, QParams, QSpec
 from .base import Factory
 from .fbgemm_grid import fbgemm_qparams
 from .float_qparams import FloatQParamsTable, quantize_rows
@@ -29,6 +31,7 @@ from .torch_operations import TorchOperations
 __all__ = ["TorchDialect"]
 
 QUINT8 = QSpec(bits=8, signed=False)
+UINT8 = np.dtype(np.uint8)
 ABOVE_INT32, ROUND_INT32 = np.float32(2.0**31), np.float32(2.0**32)
 LOWEST_INT16, HIGHEST_INT16 = np.float32(-32768), np.float32(32767)
 PER_CHANNEL = {"dtype": "qint8", "qscheme": "per_channel_symmetric"}
@@ -98,7 +101,7 @@ class TorchDialect(TorchOperations):
         """FBGEMM's grid for the range of this x; the operator clips at 0…255 even where the grid ends at 127."""
         scale, zero_point = fbgemm_qparams(*run_time_range(x), spec.qmin, spec.qmax)
         grid = np.asarray(scale, np.float32), np.asarray(zero_point, np.int32)
-        return np.clip(quantize_codes(x, *grid), 0, 255).astype(np.uint8), *grid
+        return codes_at_run_time(x, *grid, to_code), *grid
 
     # ---- convolution -------------------------------------------------------------------------------------------------
 
@@ -126,12 +129,28 @@ class TorchDialect(TorchOperations):
 
 def quantize_codes(x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray) -> np.ndarray:
     """``rint(fma(x, f(1/s), z))`` before clipping, float32."""
-    return np.rint(fma(x, np.float32(1) / scale, zero_point))
+    return to_code(x, np.float32(1) / scale, zero_point)
 
 
-def run_time_range(x: np.ndarray) -> tuple[np.float32, np.float32]:
+def to_code(x: Any, inverse: Any, zero_point: Any) -> Any:
+    """``rint(fma(x, inverse, z))``, of arrays and of numbers inside kernels."""
+    return np.rint(fma(x, inverse, zero_point))
+
+
+def codes_at_run_time(x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, rule: Callable[..., Any]) -> np.ndarray:
+    """``clip(rule(x, f(1/s), z), 0, 255)``, uint8, of x without NaN."""
+    inverse, z = np.float32(1) / scale, np.float32(zero_point)
+    kernels = compiled("fake_quantize", x.size)
+    if not kernels:
+        return np.clip(rule(x, inverse, z), 0, 255).astype(np.uint8)
+    one = (np.reshape(number, 1) for number in (inverse, scale, z))
+    grid = x.size, *one, np.float32(0), np.float32(255)
+    return kernels.to_integers(np.ascontiguousarray(x), grid, UINT8, rule)[0]
+
+
+def run_time_range(x: np.ndarray) -> tuple[Any, Any]:
     """Smallest and largest value; (0, 0) of an empty batch."""
-    return (x.min(), x.max()) if x.size else (np.float32(0), np.float32(0))
+    return range_of(x, PerTensor()) if x.size else (np.float32(0), np.float32(0))
 
 
 def saturated(steps: Any, zero_point: Any) -> Any:

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from minquant.interop.from_torch import from_torch
+from minquant.interop.to_torch import to_torch
 
-__all__ = ["from_torch"]
+__all__ = ["from_torch", "to_torch"]

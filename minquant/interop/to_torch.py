@@ -1,0 +1,49 @@
+"""`to_torch`: a converted minquant model as a torch model, integer for integer, on the CPU or a GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minquant.nn import Module
+
+__all__ = ["to_torch"]
+
+
+def to_torch(model: Module, device: str = "cpu") -> Any:
+    """A minquant model as a torch.nn.Module that computes the same, on any device.
+
+    Quantized layers become modules of minquant's own, on the same integers; float layers become torch's. Of a module
+    class of your own the `forward` is run by torch, if it only calls submodules and uses operators and methods that
+    torch's tensors have too. Names are the same: ``fc1.weight.integers``, ``fc1.weight.scale``, ``fc1.output.scale`` …
+    in `state_dict`; weights of 2 to 4 bits stay packed. Inputs and outputs are torch tensors.
+
+    Args:
+        model: a converted, dynamically quantized or float model; it is not changed, no memory is shared.
+        device: "cpu", "cuda" or "cuda:N"; the result can be moved with `.to(device)`. On a GPU integers are multiplied
+            by tensor cores (`minquant.kernels.cuda`), and what follows is one kernel where Triton is installed, and
+            torch's operations where not.
+
+    Returns:
+        A torch.nn.Module. Integers equal minquant's bit for bit, whatever the dialect, and so do the real values of
+        quantized layers. Float layers differ in the order in which sums are added: one of K products by at most
+        ``2·(K + 2)·2⁻²⁴·(Σ|x·w| + |b|)``, so that integers which are made of their results may differ, too.
+
+    Raises:
+        ImportError: torch is not installed.
+        RuntimeError: a CUDA device is asked for, and there is none.
+        TypeError: `model` is no minquant module.
+        ValueError: something that is not covered; the message lists everything, by path, and what is covered.
+    """
+    if not isinstance(model, Module):
+        raise TypeError(f"to_torch: expected a minquant Module, got {type(model).__name__}")
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError("to_torch needs torch: pip install 'minquant[torch]'") from error
+    if torch.device(device).type == "cuda":
+        from minquant.kernels.cuda import cuda_torch
+
+        cuda_torch("to_torch", "device='cpu'")
+    from .torch_modules.build import build
+
+    return build(model).to(device)

@@ -1,0 +1,231 @@
+"""What a dialect does to a layer's input and to its sums, asked of minquant's own dialect and run on tensors.
+
+Terms that depend on scales and bias alone, minquant's functions compute on the host, once; what is left to do for every
+element is a function of the dialect's that runs on tensors as it stands (`minquant.kernels.tensors`).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minquant.functional.geometry import Geometry
+from minquant.kernels import tensors
+from minquant.kernels.epilogue import Epilogue, ToCodes
+from minquant.kernels.fma import fma
+from minquant.quant import QParams, QSpec, QTensor
+from minquant.quant.dialects import Dialect
+from minquant.quant.dialects.fbgemm import FBGEMM, has_depthwise_kernel
+from minquant.quant.dialects.fbgemm_grid import fbgemm_qparams
+from minquant.quant.dialects.onednn import ONEDNN
+from minquant.quant.dialects.onednn import code as code_of_onednn
+from minquant.quant.dialects.onnx import ONNX
+from minquant.quant.dialects.reference import Reference
+from minquant.quant.dialects.torch_rules import TorchDialect, run_time_range
+from minquant.quant.dialects.torchao import Torchao
+from minquant.quant.grid import to_code
+
+__all__ = [
+    "Finish", "Recipe", "conv_recipe", "finite_range", "finish_of", "on_device", "quantize", "quantize_at_run_time",
+    "torchs_range", "uncovered_product", "uncovered_quantize", "uncovered_run_time",
+]  # fmt: skip
+
+
+# ---- what becomes of the sums ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Finish:
+    """An `Epilogue` whose terms lie on a device."""
+
+    function: Callable[..., Any]
+    terms: tuple[Tensor, ...]
+    dtype: torch.dtype
+    low: float | None
+    high: float | None
+
+    def __call__(self, acc: Tensor) -> Tensor:
+        """int32 sums (R, N) -> integers, or real values."""
+        return tensors.apply(self.function, acc, self.terms, self.dtype, self.low, self.high)
+
+
+def finish_of(epilogue: Epilogue, device: torch.device) -> Finish:
+    """The same of tensors."""
+    if isinstance(epilogue, ToCodes):
+        terms = on_device((*epilogue.terms, epilogue.zero_point), device)
+        dtype = getattr(torch, epilogue.dtype.name)
+        return Finish(epilogue.function, terms, dtype, epilogue.lowest, epilogue.highest)
+    terms = on_device((epilogue.x_scale, epilogue.w_scale, epilogue.bias), device)
+    return Finish(epilogue.function, terms, torch.float32, 0.0 if epilogue.relu else None, None)
+
+
+def on_device(arrays: Any, device: torch.device) -> tuple[Tensor, ...]:
+    """NumPy's arrays and numbers as tensors."""
+    return tuple(torch.tensor(np.array(a)).to(device) for a in arrays)
+
+
+def uncovered_product(dialect: Dialect) -> str:
+    """Why the sums of a Linear cannot be had from an exact integer product; "" if they can."""
+    if type(dialect).product is not Dialect.product:
+        return f"{dialect.name} adds products in pairs that saturate in int16, which no GPU does"
+    return ""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a dialect makes of a convolution's sums, and what keeps them from being exact, if anything."""
+
+    epilogue: Epilogue
+    obstacle: str
+
+
+def conv_recipe(dialect: Dialect, run: Callable[[Any], Any], weight: QTensor, geometry: Geometry) -> Recipe:
+    """Listens to a dialect while it convolves a tiny image: to which scales it turns, and to which engine.
+
+    Args:
+        dialect: minquant's.
+        run: called with a copy of the dialect, convolves the image.
+        weight: of the convolution.
+        geometry: likewise.
+    """
+    heard: list[tuple[Dialect, Epilogue]] = []
+    run(_listening(dialect, heard))
+    if len(heard) != 1:
+        return Recipe(None, f"{dialect.name} has a kernel of its own for these groups")  # type: ignore[arg-type]
+    engine, epilogue = heard[0]
+    kind = type(engine).conv_product
+    if kind is Dialect.conv_product or (
+        kind is FBGEMM.conv_product and not has_depthwise_kernel(weight.shape, geometry)
+    ):
+        return Recipe(epilogue, "")
+    return Recipe(epilogue, f"{engine.name}'s kernel for it adds products in pairs that saturate in int16")
+
+
+def _listening(dialect: Dialect, heard: list[tuple[Dialect, Epilogue]]) -> Any:
+    """A copy that tells what it hands to `conv_product`, as do the engines that it hands convolutions to."""
+    spy: Any = copy.copy(dialect)
+
+    def conv_product(x: QTensor, weight: QTensor, geometry: Geometry, epilogue: Epilogue) -> np.ndarray:
+        heard.append((dialect, epilogue))
+        places = x.shape[0] * math.prod(geometry.places(x.shape[2:]))
+        return epilogue(np.zeros((places, len(weight)), np.int32))
+
+    spy.conv_product = conv_product
+    for name in dir(type(dialect)):
+        engine = getattr(type(dialect), name)
+        if isinstance(engine, Dialect):
+            setattr(spy, name, _listening(engine, heard))
+    return spy
+
+
+# ---- real values to integers -----------------------------------------------------------------------------------------
+
+
+def fused_code(x: Any, inverse: Any, scale: Any, zero_point: Any) -> Any:
+    """``rint(fma(x, f(1/s), z))``, as all of torch's engines quantize."""
+    return np.rint(fma(x, inverse, zero_point))
+
+
+def plain_code(x: Any, inverse: Any, scale: Any, zero_point: Any) -> Any:
+    """``rint(f(x · f(1/s))) + z``."""
+    return to_code(x, inverse, zero_point)
+
+
+def onednn_code(x: Any, inverse: Any, scale: Any, zero_point: Any) -> Any:
+    """``rint(f(f(x · f(1/s)) + z))``."""
+    return code_of_onednn(x, inverse, zero_point)
+
+
+def divided_code(x: Any, inverse: Any, scale: Any, zero_point: Any) -> Any:
+    """``rint(f(x / s)) + z``."""
+    return np.rint(x / scale) + zero_point
+
+
+QUANTIZE: dict[Any, Callable[..., Any]] = {
+    Reference.quantize: plain_code,
+    TorchDialect.quantize: fused_code,
+    ONNX.quantize: divided_code,
+}
+AT_RUN_TIME: dict[Any, tuple[Callable[..., Any], bool]] = {
+    Reference.quantize_at_run_time: (plain_code, False),
+    Torchao.quantize_at_run_time: (plain_code, False),
+    TorchDialect.quantize_at_run_time: (fused_code, True),
+    ONEDNN.quantize_at_run_time: (onednn_code, True),
+    ONNX.quantize_at_run_time: (divided_code, True),
+}
+"""By the dialect's method: the arithmetic, and whether all of 0…255 is used whatever the spec says."""
+
+
+def uncovered_quantize(dialect: Dialect) -> str:
+    """Why the dialect's `quantize` is not to be had on tensors; "" if it is."""
+    return "" if type(dialect).quantize in QUANTIZE else f"the way in which {dialect.name} quantizes is not covered"
+
+
+def uncovered_run_time(dialect: Dialect) -> str:
+    """Likewise of grids that are chosen at run time."""
+    known = type(dialect).quantize_at_run_time in AT_RUN_TIME
+    return "" if known else f"the way in which {dialect.name} chooses a grid at run time is not covered"
+
+
+def quantize(dialect: Dialect, x: Tensor, qparams: QParams) -> Tensor:
+    """``dialect.quantize``: float32 of any shape -> integers on a grid of one scale; NaN is the caller's affair."""
+    spec = qparams.spec
+    function = QUANTIZE[type(dialect).quantize]
+    return _codes(function, x, qparams.scale, qparams.zero_point, spec.qmin, spec.qmax, spec.dtype)
+
+
+def quantize_at_run_time(dialect: Dialect, x: Tensor, spec: QSpec, where: str) -> tuple[Tensor, np.ndarray, np.ndarray]:
+    """``dialect.quantize_at_run_time``: float32 (R, K) -> integers, scale and zero point, the latter two on the host.
+
+    The ranges travel to the host, where the dialect itself chooses the grid, as if they were all that there is of x.
+
+    Raises:
+        ValueError: NaN or infinity; the message says where.
+    """
+    function, all_of_uint8 = AT_RUN_TIME[type(dialect).quantize_at_run_time]
+    ends = finite_range(x, spec, where)
+    _, scale, zero_point = dialect.quantize_at_run_time(ends, spec)
+    low, high = (0, 255) if all_of_uint8 else (spec.qmin, spec.qmax)
+    return _codes(function, x, scale, zero_point, low, high, spec.dtype), scale, zero_point
+
+
+def finite_range(x: Tensor, spec: QSpec, where: str) -> np.ndarray:
+    """Smallest and largest value of what shares a scale, (1, 2) or (R, 2); nothing of an empty x.
+
+    Raises:
+        ValueError: NaN or infinity.
+    """
+    per_token = spec.granularity.qparams_shape((2, 2)) != ()
+    if not x.numel():
+        return np.zeros((len(x), 0), np.float32)
+    low, high = torch.aminmax(x, dim=1) if per_token else torch.aminmax(x)
+    ends = torch.stack([low, high], -1).reshape(-1, 2).cpu().numpy()
+    if not np.isfinite(ends).all():
+        raise ValueError(f"the input of {where} holds NaN or infinity: no range, so no grid. Mend the data or the "
+                         "layers before it")  # fmt: skip
+    return ends
+
+
+def torchs_range(x: Tensor, spec: QSpec, where: str) -> tuple[np.float64, int]:
+    """Scale, before it is rounded to float32, and zero point that torch's engines choose for x.
+
+    Raises:
+        ValueError: NaN or infinity.
+    """
+    return fbgemm_qparams(*run_time_range(finite_range(x, spec, where)), spec.qmin, spec.qmax)
+
+
+def _codes(
+    function: Callable[..., Any], x: Tensor, scale: np.ndarray, zero_point: np.ndarray, low: int, high: int, dtype: Any
+) -> Tensor:
+    terms = on_device((np.float32(1) / scale, scale, zero_point.astype(np.float32)), x.device)
+    rows = x.reshape(-1, x.shape[-1]) if x.ndim and x.numel() else x.reshape(1, -1)
+    q = tensors.apply(function, rows, terms, getattr(torch, np.dtype(dtype).name), low, high)
+    return q.reshape(x.shape)

@@ -1,0 +1,74 @@
+"""The exact sums of a quantized convolution, and of a Linear with groups of scales, on tensors."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minquant.functional.geometry import Geometry
+from minquant.kernels import cuda, tensors
+
+from .quantized import Weight
+
+__all__ = ["conv_sums", "grouped_real", "images", "windows"]
+
+
+def windows(x: Tensor, geometry: Geometry, fill: int) -> Tensor:
+    """(N, C, *size) -> (G, R, K), padded with `fill`: `Geometry.columns` of a tensor."""
+    pads = [n for before, after in reversed(geometry.padding) for n in (before, after)]
+    seen = torch.nn.functional.pad(x, pads, value=fill)
+    for i, (k, stride, dilation) in enumerate(zip(geometry.kernel, geometry.stride, geometry.dilation, strict=True)):
+        seen = seen.unfold(2 + i, dilation * (k - 1) + 1, stride)[..., ::dilation]  # one axis more: the taps
+    seen = seen.movedim(1, x.ndim - 1)  # (N, *places, C, *kernel)
+    rows, size = math.prod(seen.shape[: x.ndim - 1]), x.shape[1] * math.prod(geometry.kernel) // geometry.groups
+    return seen.reshape(rows, geometry.groups, size).transpose(0, 1)
+
+
+def conv_sums(q: Tensor, zx: int, weight: Weight, geometry: Geometry) -> Tensor:
+    """``Σ (qx - zx)(qw - zw)`` over each window, (R, M) int32.
+
+    Where every channel is a group of its own, a product of matrices would be one of rows: it is done by element.
+    """
+    rows, groups = windows(q, geometry, zx), geometry.groups
+    by_group = weight.signed()[1].expand(weight.shape[0]).reshape(groups, -1)  # (G, M/G)
+    if by_group.shape[1] == 1 and groups > 1:
+        filters = weight.signed()[0].reshape(groups, 1, -1)  # (G, 1, K)
+        return ((rows.int() - zx) * (filters.int() - by_group[:, :, None])).sum(-1, dtype=torch.int32).T
+    parts = zip(rows, weight.columns(groups), by_group, strict=True)
+    return torch.cat([cuda.accumulate(r, zx, c, zw if weight.has_zero_points else 0) for r, c, zw in parts], 1)
+
+
+def images(rows: Tensor, x_shape: Any, geometry: Geometry) -> Tensor:
+    """(R, M) -> (N, M, *places): `Geometry.images` of a tensor."""
+    out = rows.reshape(x_shape[0], *geometry.places(x_shape[2:]), rows.shape[-1])
+    return out.movedim(-1, 1).contiguous()
+
+
+def _added(acc: Any, total: Any, x_scale: Any, w_scale: Any) -> Any:
+    """``f(total + f(f(acc) · f(sx·sw)))``, of numbers or arrays alike."""
+    return total + np.float32(acc) * (x_scale * w_scale)
+
+
+def grouped_real(qx: Tensor, zx: Tensor | int, weight: Weight, x_scale: Tensor, bias: Tensor | None) -> Tensor:
+    """The reference dialect's Linear with groups: ``y = f(y + f(f(acc_g) · f(sx·sw_g)))``, ascending, then the bias.
+
+    Args:
+        qx: (R, K) int8 or uint8.
+        zx: zero point of x: one number, or int32 (R, 1).
+        weight: (N, K).
+        x_scale: one number, or (R, 1).
+        bias: (N,).
+    """
+    size = weight.spec.granularity.group_size  # type: ignore[union-attr]
+    integers, zero_points = weight.signed()
+    y = torch.zeros(len(qx), weight.shape[0], device=qx.device)
+    operands = zip(cuda.grouped(qx, size), cuda.grouped(integers, size), strict=True)
+    for g, (rows, filters) in enumerate(operands):
+        zw = zero_points[:, g] if weight.has_zero_points else 0
+        acc = cuda.accumulate(rows, zx, cuda.columns_of(filters.T), zw)
+        y = tensors.apply(_added, acc, (y, x_scale, weight.scale[:, g]), torch.float32)
+    return y if bias is None else y + bias

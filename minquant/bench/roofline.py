@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minquant.bench.shapes import PACKED, SHAPES, Case
+from minquant.bench.operation import Case
 from minquant.bench.table import Row, by_case
 from minquant.kernels.isa import chosen
 
@@ -21,11 +21,19 @@ __all__ = ["check_drawable", "roofline"]
 DRAWN = 1_000_000
 """Operations from which a shape is drawn: below, the call takes longer than the work."""
 
+PACKED = "int8_matmul packed"
+
 INTENSITY = 0.5, 1024
 """Operations per byte, from the left to the right."""
 
 LINE = "#6b6b6b"
-COLORS = dict(zip(SHAPES, ("#0072b2", "#d55e00", "#009e73", "#cc79a7"), strict=True))
+COLORS = {
+    "square": "#0072b2",
+    "few rows": "#d55e00",
+    "a batch": "#009e73",
+    "transformer": "#8a5a00",
+    "odd": "#cc79a7",
+}
 LOWER = {"a batch": 26}
 """Points by which a group's names begin lower than the others': that of 512³ is in the way."""
 
@@ -70,7 +78,7 @@ def roofline(machine: dict[str, Any], rows: Sequence[Row], path: str | os.PathLi
     import matplotlib
     from matplotlib.figure import Figure
 
-    points = [first for first, _ in by_case(rows) if _is_drawn(_case(first))]
+    points = [first for first, _ in by_case(rows) if first["op"] == PACKED and first["operations"] >= DRAWN]
     threads = sorted({row["threads"] for row in points})
     with matplotlib.rc_context(STYLE):
         figure = Figure((9.5, 4.6 * len(threads)), 120)
@@ -81,12 +89,7 @@ def roofline(machine: dict[str, Any], rows: Sequence[Row], path: str | os.PathLi
 
 
 def _is_drawn(case: Case) -> bool:
-    return case.op == PACKED and case.operations >= DRAWN
-
-
-def _case(row: Row) -> Case:
-    M, K, N = row["shape"]
-    return Case(row["op"], row["group"], (M, K, N), row["threads"])
+    return case.operation.name == PACKED and case.work is not None and case.work.operations >= DRAWN
 
 
 def _draw(axis: Axes, machine: dict[str, Any], rows: Sequence[Row], threads: int) -> None:
@@ -122,7 +125,7 @@ def _scales(axis: Axes, least: float, most: float) -> None:
 def _points(axis: Axes, rows: Sequence[Row], group: str) -> None:
     """Each shape's speed; the stroke above it is the limit that was measured beside it, in its cache."""
     color = COLORS[group]
-    x = np.array([_case(row).operations / _case(row).moved for row in rows])
+    x = np.array([row["operations"] / row["moved"] for row in rows])
     y = np.array([row["gops"] for row in rows])
     roof = y / np.array([row["share"] for row in rows])
     axis.vlines(x, y, roof, color=color, lw=1, alpha=0.6)

@@ -7,17 +7,17 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-__all__ = ["limited"]
+__all__ = ["environment", "limited"]
 
 
 @contextmanager
 def limited(threads: int) -> Iterator[None]:
     """While it lasts, minquant, NumPy's BLAS and torch, where it is installed, use so many.
 
-    onnxruntime's number belongs to a session (`minquant.bench.peers`).
+    onnxruntime's number belongs to a session (`minquant.bench.onnx_side`).
     """
     with ExitStack() as stack:
-        stack.enter_context(_environment("MINQUANT_NUM_THREADS", str(threads)))
+        stack.enter_context(environment("MINQUANT_NUM_THREADS", str(threads)))
         if importlib.util.find_spec("threadpoolctl"):
             from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
@@ -28,7 +28,8 @@ def limited(threads: int) -> Iterator[None]:
 
 
 @contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
+def environment(name: str, value: str) -> Iterator[None]:
+    """A variable of the environment, while it lasts."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:

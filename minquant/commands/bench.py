@@ -16,7 +16,7 @@ from minquant.commands.output import check_folder, make_console, write_json
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from minquant.bench.shapes import Case
+    from minquant.bench.operation import Case, Operation, Peer
 
 ALONE = 0.8
 INSTALL = "pip install 'minquant[torch,onnx,demo]'"
@@ -26,10 +26,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds ``bench`` to the command line."""
     parser = subparsers.add_parser(
         "bench",
-        help="time the kernels beside torch's, NumPy's and onnxruntime's",
-        description="Multiplies the same integers with minquant and with every library that is installed, in turn, "
-        "after each result has been checked, and measures the processor's limits in the same turns.",
-        epilog="example: minquant bench --only 'packed 1024x*' --threads 1 --json out.json --plots plots\n\n"
+        help="time products, layers and training beside torch's, NumPy's, torchao's and onnxruntime's",
+        description="Has minquant and every library that is installed do the same work on the same data, in turn, "
+        "after each result has been checked, measures the processor's limits in the same turns, and says which of "
+        "the figures that minquant sets itself it reached.",
+        epilog="example: minquant bench --only 'packed 1024x*' --threads 1 --json out.json --plots plots\n"
+        "         minquant bench --only Linear\n\n"
         "share = minquant's part of what the processor's limits allow, speedup = the peer's time / minquant's: both\n"
         "are medians of ratios within a round. A peer that would need half of the time for a single call is left out.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -108,22 +110,23 @@ def _chosen_threads(wish: Sequence[int] | None) -> list[int]:
 
 
 def _bench(args: argparse.Namespace) -> int:
+    from minquant.bench.figures import reached
     from minquant.bench.machine import describe, instructions
-    from minquant.bench.peers import present
-    from minquant.bench.run import Bench, saturating
-    from minquant.bench.shapes import select
-    from minquant.bench.table import summary
+    from minquant.bench.operation import present, select
+    from minquant.bench.operations.int8_matmul import saturating
+    from minquant.bench.run import Bench
 
     started = time.perf_counter()
     threads = _chosen_threads(args.threads)
-    cases = select(args.only, threads)
     instructions()  # refuses a MINQUANT_ISA that there is not
+    operations, obstacles = _operations()
+    cases = select(operations, args.only, threads)
     if args.plots:
         from minquant.bench.roofline import check_drawable
 
         check_drawable(cases)
     console = make_console()
-    peers, missing = present()
+    peers, missing = present(_peers(cases))
     with console.status("measuring the processor's limits"):
         machine = describe(threads)
     _print_machine(console, machine)
@@ -132,12 +135,12 @@ def _bench(args: argparse.Namespace) -> int:
     report = {
         "machine": machine,
         "results": rows,
-        "summary": summary(rows),
-        "missing": missing,
+        "figures": reached(rows, select(operations, None, threads)),
+        "missing": obstacles | missing,
         "left_out": bench.left_out,
         "saturating": saturating(peers),
     }
-    _print(console, report)
+    _print(console, report, operations)
     if args.json:
         write_json(args.json, report)
         console.print(f"written to {args.json}")
@@ -147,6 +150,20 @@ def _bench(args: argparse.Namespace) -> int:
         console.print(f"drawn in {roofline(machine, rows, Path(args.plots) / 'roofline.png')}")
     console.print(f"[dim]{time.perf_counter() - started:.0f} s in all[/dim]")
     return 0
+
+
+def _operations() -> tuple[list[Operation], dict[str, str]]:
+    """Those that can be measured here; and of the others, why not."""
+    from minquant.bench.operations import every_operation
+
+    obstacles = {operation: why for operation in every_operation() if (why := operation.obstacle())}
+    there = [operation for operation in every_operation() if operation not in obstacles]
+    return there, {operation.name: why for operation, why in obstacles.items()}
+
+
+def _peers(cases: Sequence[Case]) -> list[Peer]:
+    """Everybody who takes part, once."""
+    return list(dict.fromkeys(peer for case in cases for peer in case.operation.peers))
 
 
 def _run(console: Console, run_case: Any, cases: Sequence[Case]) -> list[dict[str, Any]]:
@@ -189,15 +206,18 @@ def _crowded(machine: dict[str, Any]) -> list[str]:
     return [threads for threads, peak in peaks.items() if peak < ALONE * int(threads) * peaks["1"]]
 
 
-def _print(console: Console, report: dict[str, Any]) -> None:
-    from minquant.bench.table import results_table, summary_table
+def _print(console: Console, report: dict[str, Any], operations: Sequence[Operation]) -> None:
+    from minquant.bench.figures import figures_table
+    from minquant.bench.table import results_table
 
-    for op in dict.fromkeys(row["op"] for row in report["results"]):
-        console.print(f"\n[bold]{op}[/bold]; of functions with several engines, the fastest")
-        console.print(results_table(report["results"], op))
-    if report["summary"]:
-        console.print("\n[bold]speedups[/bold]")
-        console.print(summary_table(report["summary"]))
+    measured = {row["op"] for row in report["results"]}
+    for operation in operations:
+        if operation.name in measured:
+            console.print(f"\n[bold]{operation.name}[/bold]; of functions with several engines, the fastest")
+            console.print(results_table(report["results"], operation))
+    if report["figures"]:
+        console.print("\n[bold]figures[/bold]: the least that is asked, and what was reached")
+        console.print(figures_table(report["figures"]))
     for name, why in report["missing"].items():
         console.print(f"missing: {name}: {why}", markup=False, soft_wrap=True)
     _print_left_out(console, report["left_out"])

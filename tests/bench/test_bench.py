@@ -5,142 +5,138 @@ from __future__ import annotations
 import os
 import threading
 import time
+from dataclasses import replace
 
 import llvmlite.binding as llvm
 import numpy as np
 import pytest
 from llvmlite import ir
 
-from minquant.bench import limits, peers, run, table, timing
-from minquant.bench.operands import Job, Operands, WrongResultError, checked, ends, operands
+from minquant.bench import limits, operation, run, table, timing
+from minquant.bench.job import Job, WrongResultError, checked
+from minquant.bench.operation import Case, Operation, Peer, Work, present, select
+from minquant.bench.operations import every_operation
 from minquant.bench.roofline import check_drawable
-from minquant.bench.shapes import OPS, PACKED, SHAPES, UNPACKED, Case, select
 from minquant.bench.threads import limited
-from minquant.kernels import isa, reference
-from minquant.kernels.saturating import saturating_matmul
+from minquant.kernels import isa
 from tests.kernels.test_isa import TARGETS
 
-TINY = Case(PACKED, "odd", (3, 5, 7), 1)
+RIGHT = np.arange(21).reshape(3, 7)
 
 
-def peer(name, factor=1, keeps=True, left="uint8", delay=0.0):
-    """A peer that computes the product `factor` times, in `delay` seconds more."""
+def job(factor=1, delay=0.0):
+    """A contestant whose result is `factor` times the right one, after `delay` seconds."""
 
-    def prepare(given, threads):
-        def call():
-            time.sleep(delay)
-            return factor * reference.matmul(given.a, given.b)
+    def call():
+        time.sleep(delay)
+        return factor * RIGHT
 
-        return Job(call, np.asarray, given.product)
-
-    return peers.Peer(name, name, (), left, prepare, keeps, integers=True)
+    return Job(call, np.asarray, RIGHT)
 
 
-# ---- what is computed ------------------------------------------------------------------------------------------------
+def peer(name, factor=1, variant=None, delay=0.0):
+    return Peer(name, name, (), lambda data, threads: job(factor, delay), variant)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 7), (2, 4096, 9)])
-@pytest.mark.parametrize("left", ["uint8", "int8"])
-def test_the_answer_is_the_references(shape, left):
-    given = operands(shape, left)
-    assert given.a.dtype == left and given.b.dtype == np.int8
-    np.testing.assert_array_equal(given.product, reference.matmul(given.a, given.b))
-    assert (np.abs(given.product) <= given.columns).all()
+def work(shape):
+    return Work(shape[0], 2 * shape[0])
 
 
-def test_both_left_operands_are_the_same_bytes():
-    np.testing.assert_array_equal(operands((3, 5, 7), "uint8").a, operands((3, 5, 7), "int8").a.view(np.uint8))
+def doing(*peers, variants=("mine",), ours=lambda data, variant: job(), work=work):
+    """An operation whose shapes are numbers of operations."""
+    shapes = {"small": ((1000,),), "large": ((2_000_000,), (1_000_000_000,))}
+    return Operation("nothing much", "n", shapes, lambda shape: shape, variants, ours, peers, work)
 
 
-def test_the_operands_saturate_nowhere_and_the_ends_do():
-    given = operands((40, 512, 40), "uint8")
-    np.testing.assert_array_equal(saturating_matmul(given.a, given.b), given.product)
-    extreme = Operands(np.array([[255, 255]], np.uint8), np.array([[64], [64]], np.int8))
-    assert saturating_matmul(extreme.a, extreme.b) == extreme.product
-    assert (saturating_matmul(ends("uint8").a, ends("uint8").b) != ends("uint8").product).all()
+def bench(operation, seconds=0.02):
+    return run.Bench(operation.peers, seconds)
 
 
-@pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("left", ["uint8", "int8"])
-def test_minquants_side_is_right(op, left):
-    checked("minquant", run._ours(op, operands((13, 70, 35), left)))
-
-
-def test_wrong_results_are_refused():
-    given = operands((3, 5, 7), "uint8")
-    off = Job(lambda: given.product + np.eye(3, 7), np.asarray, given.product)
-    with pytest.raises(WrongResultError, match="somebody: 3 of 21 values are wrong; none was timed"):
-        checked("somebody", off)
-    checked("somebody", Job(off.call, np.asarray, given.product, bound=1.0))
-    with pytest.raises(WrongResultError, match="21 of 21"):  # NaN is no answer
-        checked("somebody", Job(lambda: given.product * np.nan, np.asarray, given.product, bound=np.inf))
-    with pytest.raises(WrongResultError, match=r"must be of shape \(3, 7\), got \(7, 3\)"):
-        checked("somebody", Job(lambda: given.product.T, np.asarray, given.product))
+def case(operation, *shape, threads=1):
+    return Case(operation, "small", shape or (1000,), threads)
 
 
 # ---- one case --------------------------------------------------------------------------------------------------------
 
 
+def test_wrong_results_are_refused():
+    off = Job(lambda: RIGHT + np.eye(3, 7), np.asarray, RIGHT)
+    with pytest.raises(WrongResultError, match="somebody: 3 of 21 values are wrong; none was timed"):
+        checked("somebody", off)
+    checked("somebody", replace(off, bound=1.0))
+    with pytest.raises(WrongResultError, match="21 of 21"):  # NaN is no answer
+        checked("somebody", replace(off, call=lambda: RIGHT * np.nan, bound=np.inf))
+    with pytest.raises(WrongResultError, match=r"must be of shape \(3, 7\), got \(7, 3\)"):
+        checked("somebody", replace(off, call=lambda: RIGHT.T))
+
+
 def test_rows_of_a_case():
-    rows = run.Bench([peer("one"), peer("another", left="int8")], 0.02).run(TINY)
-    assert [(row["peer"], row["left"]) for row in rows] == [("one", "uint8"), ("another", "int8")]
+    op = doing(peer("one", variant="this"), peer("another"), variants=("this", "that"))
+    rows = bench(op).run(case(op))
+    assert [(row["variant"], row["peer"]) for row in rows] == [
+        ("this", "one"),
+        ("this", "another"),
+        ("that", "another"),
+    ]
     for row in rows:
-        assert (row["op"], row["shape"], row["threads"]) == (PACKED, [3, 5, 7], 1)
+        assert (row["op"], row["shape"], row["threads"]) == ("nothing much", [1000], 1)
         assert row["seconds"] > 0 and row["peer_seconds"] > 0 and row["speedup"] > 0
-        assert row["gops"] == pytest.approx(2 * 3 * 5 * 7 / row["seconds"] / 1e9)
+        assert row["gops"] == pytest.approx(1000 / row["seconds"] / 1e9)
 
 
-def test_without_peers_there_is_one_row():
-    (row,) = run.Bench([], 0.02).run(TINY)
-    assert row["seconds"] > 0 and row["peer"] is row["peer_seconds"] is row["speedup"] is None
+def test_work_without_a_limit():
+    op = doing(peer("one"), work=None)
+    (row,) = bench(op).run(case(op))
+    assert row["speedup"] > 0 and row["gops"] is row["share"] is row["operations"] is None
+
+
+def test_a_variant_without_peers_has_a_row_too():
+    op = doing(peer("one", variant="this"), variants=("this", "that"))
+    _, row = bench(op).run(case(op))
+    assert row["variant"] == "that" and row["seconds"] > 0
+    assert row["peer"] is row["peer_seconds"] is row["speedup"] is None
 
 
 def test_a_peer_that_is_wrong_or_fails_is_left_out_and_named():
-    def prepare(given, threads):
+    def prepare(data, threads):
         raise RuntimeError("not for such a shape")
 
-    failing = peers.Peer("failing", "failing", (), "uint8", prepare, True, True)
-    bench = run.Bench([peer("wrong", factor=2), failing, peer("right")], 0.02)
-    assert [row["peer"] for row in bench.run(TINY)] == ["right"]
-    assert [(entry["peer"], entry["shape"]) for entry in bench.left_out] == [
-        ("wrong", [3, 5, 7]),
-        ("failing", [3, 5, 7]),
+    op = doing(peer("wrong", factor=2), Peer("failing", "failing", (), prepare), peer("right"))
+    found = bench(op)
+    assert [row["peer"] for row in found.run(case(op))] == ["right"]
+    assert [(entry["peer"], entry["op"], entry["shape"]) for entry in found.left_out] == [
+        ("wrong", "nothing much", [1000]),
+        ("failing", "nothing much", [1000]),
     ]
-    assert "21 values are wrong" in bench.left_out[0]["why"]
-    assert bench.left_out[1]["why"] == "RuntimeError: not for such a shape"
+    assert "20 of 21 values are wrong" in found.left_out[0]["why"]
+    assert found.left_out[1]["why"] == "RuntimeError: not for such a shape"
 
 
-def test_minquant_itself_wrong_is_an_error(monkeypatch):
-    monkeypatch.setattr(run.cpu, "matmul", lambda a, b: np.zeros((3, 7), np.int32))
-    with pytest.raises(WrongResultError, match="minquant's int8_matmul packed 3x5x7: "):
-        run.Bench([], 0.02).run(TINY)
+def test_minquant_itself_wrong_is_an_error():
+    op = doing(variants=("right", "wrong"), ours=lambda data, variant: job(1 + (variant == "wrong")))
+    with pytest.raises(WrongResultError, match="minquant's nothing much 1000, wrong: 20 of 21 values are wrong"):
+        bench(op).run(case(op))
 
 
-def test_packing_inside_the_call_is_compared_with_peers_that_keep_nothing():
-    bench = run.Bench([peer("keeps"), peer("keeps nothing", keeps=False)], 0.02)
-    assert [row["peer"] for row in bench.run(Case(UNPACKED, "odd", (3, 5, 7), 1))] == ["keeps nothing"]
+def test_peers_take_part_in_their_own_operations_only():
+    op, other = doing(peer("one")), doing(peer("another"))
+    found = run.Bench([*op.peers, *other.peers], 0.02)
+    assert [row["peer"] for row in found.run(case(op))] == ["one"]
 
 
 def test_a_call_that_would_take_too_long_is_not_begun():
-    bench = run.Bench([peer("slow", delay=0.02)], 0.05)
-    small, large = (Case(PACKED, "square", (n, n, n), 1) for n in (80, 200))
-    assert [row["peer"] for row in bench.run(small)] == ["slow"]
-    assert [row["peer"] for row in bench.run(large)] == [None]
-    assert bench.left_out[0]["why"].startswith("a call would take some ")
-
-
-def test_who_saturates_is_found_out():
-    def prepare(given, threads):
-        return Job(lambda: saturating_matmul(given.a, given.b), np.asarray, given.product)
-
-    saturating = peers.Peer("pairs", "pairs", (), "uint8", prepare, True, True)
-    assert run.saturating([peer("exact"), saturating]) == ["pairs"]
+    op = doing(peer("slow", delay=0.02))
+    found = bench(op, 0.05)
+    assert [row["peer"] for row in found.run(case(op, 2_000_000))] == ["slow"]
+    assert [row["peer"] for row in found.run(case(op, 1_000_000_000))] == [None]
+    assert found.left_out[0]["why"].startswith("a call would take some ")
 
 
 def test_what_is_missing_is_listed(monkeypatch):
-    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
-    there, missing = peers.present()
-    assert there == [] and set(missing) == {peer.name for peer in peers.PEERS}
+    peers = [peer for op in every_operation() for peer in op.peers]
+    monkeypatch.setattr(operation.importlib.util, "find_spec", lambda name: None)
+    there, missing = present(peers)
+    assert there == [] and set(missing) == {peer.name for peer in peers}
     assert missing["torch._int_mm"] == "torch not installed"
     assert missing["onnxruntime MatMulInteger"] == "onnxruntime and onnx not installed"
 
@@ -272,55 +268,61 @@ def test_every_word_is_read():
 
 def test_the_share_is_of_the_tighter_limit():
     """Half of the time goes by reading; a quarter would do for the dot products."""
-    case, probe = Case(PACKED, "odd", (10, 10, 10), 1), limits.Probe(print, 100)
+    todo, probe = Work(2000, 500), limits.Probe(print, 100)
     mine = timing.Runner(print, [1.0] * 3)
     runners = {
-        run.DOTS: timing.Runner(print, [0.25 * 100 / case.operations] * 3),
-        run.READING: timing.Runner(print, [0.5 * 100 / case.moved] * 3),
+        run.DOTS: timing.Runner(print, [0.25 * 100 / todo.operations] * 3),
+        run.READING: timing.Runner(print, [0.5 * 100 / todo.moved] * 3),
     }
-    found = run._limit(case, mine, runners, {run.DOTS: probe, run.READING: probe})
-    assert found == {"share": pytest.approx(0.5), "limit": run.READING}
+    found = run._limit(todo, mine, runners, {run.DOTS: probe, run.READING: probe})
+    assert found == {
+        "operations": 2000,
+        "moved": 500,
+        "gops": pytest.approx(2e-6),
+        "share": pytest.approx(0.5),
+        "limit": run.READING,
+    }
 
 
 # ---- cases, tables, pictures -----------------------------------------------------------------------------------------
 
 
-def test_the_cases():
-    cases = select(None, [1, 2])
-    assert len(cases) == len(set(cases)) == len(OPS) * 2 * sum(map(len, SHAPES.values()))
-    assert [case.shape for case in select("packed 1x4096x*", [1])] == [(1, 4096, 4096)]
-    assert (TINY.operations, TINY.moved) == (210, 15 + 35 + 4 * 21)
+def test_cases_are_chosen_by_operation_and_shape():
+    op = doing()
+    assert [(found.shape, found.threads) for found in select([op], "much 1000", [1, 2])] == [
+        ((1000,), 1), ((1000,), 2), ((1000000000,), 1), ((1000000000,), 2)
+    ]  # fmt: skip
+    assert [found.shape for found in select([op], "much 2*0", [1])] == [(2_000_000,)]
+    assert {found.threads for found in select([replace(op, threads=(1,))], None, [1, 2])} == {1}
+    with pytest.raises(ValueError, match="--only 7x7: no case has such a name; .* as in 'nothing much 1000'; the oper"):
+        select([op], "7x7", [1])
+
+
+def test_no_two_cases_have_the_same_name():
+    cases = select(every_operation(), None, [1])
+    assert len({found.name for found in cases}) == len(cases)
 
 
 def row(peer_name, speedup, shape=(1024, 1024, 1024), **more):
     return {
-        "op": PACKED, "shape": list(shape), "threads": 1, "seconds": 0.01, "peer": peer_name,
+        "op": "int8_matmul packed", "shape": list(shape), "threads": 1, "seconds": 0.01, "peer": peer_name,
         "peer_seconds": 0.01 * speedup, "speedup": speedup, "group": "square", "family": peer_name.split(",")[0],
-        "integers": "float" not in peer_name, "left": "uint8", "rounds": 3, "gops": 80.0, "share": 0.5,
-        "limit": run.DOTS, **more,
+        "integers": "float" not in peer_name, "variant": "uint8", "rounds": 3, "gops": 80.0, "share": 0.5,
+        "operations": 2 * 1024**3, "moved": 6 * 1024**2, "limit": run.DOTS, **more,
     }  # fmt: skip
 
 
-ROWS = [
-    row("lib linear, slow", 3.0), row("lib linear, fast", 2.0), row("numpy float32", 1.5),
-    row("lib linear, fast", 0.5, (512, 512, 512)), row("numpy float32", 6.0, (512, 512, 512)),
-]  # fmt: skip
-
-
-def test_the_summary_tells_what_another_thread_brings():
-    rows = [row("lib", 1.0), row("lib", 1.0, threads=2, seconds=0.004)]
-    (line,) = (line for line in table.summary(rows) if line["against"] == "minquant, one thread")
-    assert (line["threads"], line["least"]) == (2, 2.5)
-
-
-def test_the_summary_is_of_the_fastest():
-    ints, floats = sorted(table.summary(ROWS), key=lambda line: line["against"] == table.FLOAT)
-    assert (ints["geometric_mean"], ints["least"]) == (pytest.approx(1.0), 0.5)
-    assert (floats["geometric_mean"], floats["least"]) == (pytest.approx(3.0), 1.5)
+ROWS = [row("lib linear, slow", 3.0), row("lib linear, fast", 2.0), row("numpy float32", 1.5)]
 
 
 def test_of_several_engines_the_fastest_is_shown_the_fastest_peer_first():
-    assert [r["peer"] for r in table.best_engines(ROWS[:3])] == ["numpy float32", "lib linear, fast"]
+    assert [found["peer"] for found in table.best_engines(ROWS)] == ["numpy float32", "lib linear, fast"]
+
+
+def test_variants_are_shown_in_the_order_in_which_they_were_measured():
+    rows = [row("one", 1.0, variant="this"), row("one", 0.5, variant="that"), row("two", 0.1, variant="this")]
+    found = [(found["variant"], found["peer"]) for found in table.best_engines(rows)]
+    assert found == [("this", "two"), ("this", "one"), ("that", "one")]
 
 
 @pytest.mark.parametrize(
@@ -342,8 +344,9 @@ def test_the_roofline_is_drawn(tmp_path):
 
 
 def test_what_cannot_be_drawn_is_refused_before_it_is_measured(monkeypatch):
+    cases = select(every_operation(), "packed", [1])
     with pytest.raises(ValueError, match="--plots: the roofline shows 'int8_matmul packed' of at least 1,000,000"):
-        check_drawable([TINY])
+        check_drawable([found for found in cases if found.shape == (3, 5, 7)])
     monkeypatch.setenv("MINQUANT_ISA", "plain")
     with pytest.raises(ValueError, match="--plots: plain loops have no dot-product instruction"):
-        check_drawable([Case(PACKED, "square", (256, 256, 256), 1)])
+        check_drawable(cases)

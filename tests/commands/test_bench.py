@@ -9,9 +9,11 @@ import pytest
 pytest.importorskip("rich")
 
 from minquant import cli
-from minquant.bench import machine, peers, run
+from minquant.bench import machine, operation, run
+from minquant.bench.operations import int8_matmul
 from minquant.kernels.isa import available
 
+NUMPY = "numpy float32"
 KEYS = {"op", "shape", "threads", "seconds", "peer", "peer_seconds", "speedup"}
 
 
@@ -20,7 +22,9 @@ def quick(monkeypatch):
     """A small memory, and no libraries."""
     monkeypatch.setattr(machine, "FAR", 2**20)
     monkeypatch.setattr(machine, "SECONDS", 0.01)
-    monkeypatch.setattr(peers, "PEERS", tuple(peer for peer in peers.PEERS if peer.name == "numpy float32"))
+    obstacle = operation._obstacle
+    hidden = "hidden by the test"
+    monkeypatch.setattr(operation, "_obstacle", lambda peer: obstacle(peer) if peer.name == NUMPY else hidden)
 
 
 def bench(*arguments):
@@ -31,12 +35,42 @@ def test_a_run_on_tiny_shapes(tmp_path, capsys):
     assert bench("--only", "3x5x7", "--threads", "1", "--json", tmp_path / "out.json") == 0
     printed = capsys.readouterr().out
     report = json.loads((tmp_path / "out.json").read_text())
-    assert {(tuple(row["shape"]), row["threads"], row["peer"]) for row in report["results"]} == {
-        ((3, 5, 7), 1, "numpy float32")
-    }
-    assert [row["op"] for row in report["results"]] == ["int8_matmul packed", "int8_matmul"]
+    assert [(row["op"], row["shape"], row["threads"], row["variant"], row["peer"]) for row in report["results"]] == [
+        (op, [3, 5, 7], 1, variant, peer)
+        for op in ("int8_matmul packed", "int8_matmul")
+        for variant, peer in (("uint8", NUMPY), ("int8", None))
+    ]
     assert all(set(row) >= KEYS for row in report["results"])
-    assert "3×5×7" in printed and "numpy float32" in printed and "geometric mean" in printed and " GOP/s" in printed
+    assert "3×5×7" in printed and NUMPY in printed and " GOP/s" in printed
+
+
+def test_figures_are_told_apart_from_what_was_not_measured(tmp_path, capsys):
+    assert bench("--only", "packed 1x4096", "--threads", "1", "--json", tmp_path / "out.json") == 0
+    (line,) = json.loads((tmp_path / "out.json").read_text())["figures"]
+    assert (line["work"], line["against"], line["cases"], line["due"]) == (
+        "M = 1, 4, 16 × 4096²",
+        "NumPy, float32",
+        1,
+        3,
+    )
+    assert line["reached"] > 0 and line["met"] is None
+    assert "1 of 3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("only", ["dynamic Linear 64", "static Linear 64", "FakeQuantize 1024", "step 64x64x128"])
+def test_other_operations_run_too(only, tmp_path, capsys):
+    assert bench("--only", only, "--threads", "1", "--json", tmp_path / "out.json") == 0
+    rows = json.loads((tmp_path / "out.json").read_text())["results"]
+    assert rows and all(row["seconds"] > 0 for row in rows)
+    assert rows[0]["op"] in capsys.readouterr().out
+
+
+def test_an_operation_that_cannot_be_measured_here_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(int8_matmul, "available", lambda: ())
+    assert bench("--only", "packed 1x1x1", "--threads", "1", "--json", tmp_path / "out.json") == 0
+    missing = json.loads((tmp_path / "out.json").read_text())["missing"]
+    assert missing["int8_matmul MINQUANT_ISA=avx2"] == "this processor has no AVX2"
+    assert "missing: int8_matmul MINQUANT_ISA=avx2: this processor has no AVX2" in capsys.readouterr().out
 
 
 def test_the_machine_is_described(tmp_path):
@@ -49,12 +83,13 @@ def test_the_machine_is_described(tmp_path):
 
 
 def test_without_any_library(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(peers, "_obstacle", lambda peer: "not here")
+    monkeypatch.setattr(operation, "_obstacle", lambda peer: "not here")
     assert bench("--only", "packed 3x5x7", "--threads", "1", "--json", tmp_path / "out.json") == 0
     report = json.loads((tmp_path / "out.json").read_text())
-    assert report["missing"] == {"numpy float32": "not here"}
-    (row,) = report["results"]
-    assert row["seconds"] > 0 and row["peer"] is row["peer_seconds"] is row["speedup"] is None
+    assert report["missing"][NUMPY] == "not here"
+    assert [row["variant"] for row in report["results"]] == ["uint8", "int8"]
+    for row in report["results"]:
+        assert row["seconds"] > 0 and row["peer"] is row["peer_seconds"] is row["speedup"] is None
     assert "missing: numpy float32: not here" in capsys.readouterr().out
 
 
@@ -91,7 +126,7 @@ def test_an_instruction_that_is_not_there(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--only", "7x7"], "minquant bench: --only 7x7: no case has such a name; they are 'int8_matmul packed' and"),
+        (["--only", "7x9"], "minquant bench: --only 7x9: no case has such a name; a name is an operation and"),
         (["--json", "nowhere/out.json"], "minquant bench: --json nowhere/out.json: there is no folder"),
         (["--threads", "1,4096"], "minquant bench: --threads 1,4096: this process can run"),
         (["--only", "3x5x7", "--plots", "drawn"], "minquant bench: --plots: the roofline shows"),
@@ -121,6 +156,6 @@ def test_arguments_that_make_no_sense(arguments, message, capsys):
 
 
 def test_minquant_itself_wrong_ends_the_run(monkeypatch, capsys):
-    monkeypatch.setattr(run.cpu, "matmul", lambda a, b: a[:, :1].astype("int32") * 0 + 99)
+    monkeypatch.setattr(int8_matmul.cpu, "matmul", lambda a, b: a[:, :1].astype("int32") * 0 + 99)
     assert bench("--only", "packed 3x5x7", "--threads", "1") == 1
-    assert "minquant bench: minquant's int8_matmul packed 3x5x7: " in capsys.readouterr().err
+    assert "minquant bench: minquant's int8_matmul packed 3x5x7, uint8: " in capsys.readouterr().err

@@ -1,0 +1,185 @@
+"""How fast minquant should be, and whether it was: one line for each figure, computed from the rows of a run."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from minquant.bench.operation import Case, Shape
+from minquant.bench.table import Row, by_case, plain_table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["FIGURES", "Figure", "figures_table", "reached"]
+
+EACH, MEAN = "each", "geometric mean"
+PACKED, UNPACKED, AVX2 = "int8_matmul packed", "int8_matmul", "int8_matmul MINQUANT_ISA=avx2"
+DYNAMIC, STATIC = ("dynamic Linear",), ("static Linear", "static Conv2d")
+FAKE_QUANTIZE = (
+    "fake_quantize per tensor",
+    "fake_quantize per channel",
+    "FakeQuantize",
+    "LearnableFakeQuantize per tensor",
+    "LearnableFakeQuantize per channel",
+)
+INT8 = ("torch quantized::linear", "torch._int_mm", "onnxruntime")
+CUBE = (1024, 1024, 1024)
+FEW = tuple((m, 4096, 4096) for m in (1, 4, 16))
+
+
+def is_large(shape: Shape) -> bool:
+    """From the work of 256³ on, but for the few rows that have a line of their own."""
+    return math.prod(shape) >= 256**3 and shape not in FEW
+
+
+def is_odd(shape: Shape) -> bool:
+    """No whole tiles."""
+    return all(size % 2 for size in shape)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the table.
+
+    Args:
+        work: what is done.
+        against: what it is compared with, in words.
+        asked: at least so much.
+        over: whether that is asked of each case, or of the geometric mean of all.
+        ops: names of the operations.
+        rivals: how the names of the peers begin, of whom the fastest counts in each case.
+        shapes: which of the operations' shapes.
+        variant: which of minquant's variants; None: all.
+        measure: what of a row is compared with `asked`: "speedup", "share" (of the limit) or "scaling" (one thread's
+            seconds over this row's).
+        threads: the only number of threads that it is about; None: all.
+    """
+
+    work: str
+    against: str
+    asked: float
+    over: str
+    ops: tuple[str, ...]
+    rivals: tuple[str, ...] = ("",)
+    shapes: Callable[[Shape], bool] = bool
+    variant: str | None = None
+    measure: str = "speedup"
+    threads: int | None = None
+
+    def is_about(self, op: str, shape: Shape, threads: int) -> bool:
+        """Whether a case counts."""
+        return op in self.ops and self.shapes(shape) and self.threads in (None, threads)
+
+    def counts(self, row: Row) -> bool:
+        """Whether a row counts, of a case that does."""
+        is_rival = self.measure != "speedup" or (row["peer"] or "-").startswith(self.rivals)
+        return is_rival and self.variant in (None, row["variant"])
+
+
+def _layers(work: str, against: str, asked: float, ops: tuple[str, ...], rivals: tuple[str, ...]) -> list[Figure]:
+    """A line for each dialect."""
+    return [
+        Figure(f"{work}, {variant}", against, asked, MEAN, ops, rivals, variant=variant)
+        for variant in ("reference", "fbgemm")
+    ]
+
+
+FIGURES = (
+    Figure("packed weights, 256³ and larger", "fastest int8 peer", 1.0, EACH, (PACKED,), INT8, is_large),
+    Figure("packed weights, 256³ and larger", "fastest int8 peer", 1.05, MEAN, (PACKED,), INT8, is_large),
+    Figure("packing inside the call", "torch._int_mm", 1.0, MEAN, (UNPACKED,), ("torch._int_mm",)),
+    Figure(
+        "1024³ on one core", "the measured peak", 0.94, EACH, (PACKED,), (), CUBE.__eq__, "uint8", "share", threads=1
+    ),
+    Figure("M = 1, 4, 16 × 4096²", "fastest int8 peer", 1.1, EACH, (PACKED,), INT8, FEW.__contains__),
+    Figure("M = 1, 4, 16 × 4096²", "NumPy, float32", 8.0, EACH, (PACKED,), ("numpy",), FEW.__contains__),
+    Figure("odd shapes", "fastest int8 peer", 1.0, MEAN, (PACKED,), INT8, is_odd),
+    *_layers("dynamic Linear", "torch's best engine, onnxruntime", 1.1, DYNAMIC, ("torch quantized", "onnxruntime")),
+    *_layers("static Linear and Conv2d", "torch's best engine", 1.05, STATIC, ("torch quantized",)),
+    Figure("int4, groups of 32, M = 1", "NumPy, float32", 8.0, EACH, ("int4 Linear",), ("numpy",)),
+    Figure(
+        "int4, groups of 32, M = 1", "torchao's or torch's int4", 1.0, EACH, ("int4 Linear",), ("torchao", "torch _")
+    ),
+    Figure("fake-quantize, 2²⁰ elements", "torch's", 1.5, EACH, FAKE_QUANTIZE, ("torch",)),
+    Figure("one step of training", "torch.ao prepare_qat", 1.5, MEAN, ("QAT step", "QAT step, CNN"), ("torch.ao",)),
+    Figure("two threads, 1024³", "one thread", 1.8, EACH, (PACKED,), (), CUBE.__eq__, "uint8", "scaling", threads=2),
+    Figure("MINQUANT_ISA=avx2, 1024³", "NumPy, float32", 1.3, EACH, (AVX2,), ("numpy",)),
+)
+"""In the order in which they were set down. Of several lines of a case that a figure is about, the least counts."""
+
+
+def reached(rows: Sequence[Row], cases: Sequence[Case]) -> list[dict[str, Any]]:
+    """What became of each figure of which something was measured.
+
+    Args:
+        rows: of a run.
+        cases: all that there are, measured or not.
+
+    Returns:
+        For each figure and number of threads: what was `asked` and `reached`, how many `cases` were measured and are
+        `due`, the `least` of them and where, and whether the figure is `met`: None unless all were measured.
+    """
+    lines = []
+    for figure in FIGURES:
+        for threads in sorted({row["threads"] for row in rows}):
+            values = _values(figure, rows, threads)
+            due = sum(figure.is_about(case.operation.name, case.shape, threads) for case in cases
+                      if case.threads == threads)  # fmt: skip
+            if values:
+                lines.append(_line(figure, threads, values, due))
+    return lines
+
+
+def _values(figure: Figure, rows: Sequence[Row], threads: int) -> dict[str, float]:
+    """One number a case, by its name."""
+    alone = {(row["op"], *row["shape"], row["variant"]): row["seconds"] for row in rows if row["threads"] == 1}
+    found = {}
+    for first, members in by_case([row for row in rows if row["threads"] == threads]):
+        if not figure.is_about(first["op"], tuple(first["shape"]), threads):
+            continue
+        numbers = []
+        for row in filter(figure.counts, members):
+            one = alone.get((row["op"], *row["shape"], row["variant"]))
+            scaling = one / row["seconds"] if one else None
+            number = scaling if figure.measure == "scaling" else row[figure.measure]
+            numbers += [] if number is None else [number]
+        if numbers:
+            found[f"{first['op']} {'×'.join(map(str, first['shape']))}"] = min(numbers)
+    return found
+
+
+def _line(figure: Figure, threads: int, values: dict[str, float], due: int) -> dict[str, Any]:
+    worst = min(values, key=lambda name: values[name])
+    number = values[worst] if figure.over == EACH else statistics.geometric_mean(values.values())
+    is_whole = len(values) == due
+    return {
+        "work": figure.work,
+        "against": figure.against,
+        "threads": threads,
+        "asked": figure.asked,
+        "over": figure.over,
+        "reached": number,
+        "met": number >= figure.asked if is_whole else None,
+        "cases": len(values),
+        "due": due,
+        "least": values[worst],
+        "least_of": worst,
+    }
+
+
+def figures_table(lines: Sequence[dict[str, Any]]) -> Table:
+    """`reached` in print."""
+    table = plain_table()
+    for header in ("figure", "against", "threads", "over", "asked", "reached", "", "least"):
+        table.add_column(header, justify="right" if header in ("threads", "asked", "reached") else "left")
+    for line in lines:
+        verdict = {True: "[green]met[/green]", False: "[red]not met[/red]", None: f"{line['cases']} of {line['due']}"}
+        least = "" if line["cases"] == 1 else f"{line['least']:.2f} in {line['least_of']}"
+        numbers = (f"{line['asked']:g}", f"{line['reached']:.3f}")
+        where = line["work"], line["against"], str(line["threads"]), line["over"].removeprefix("geometric ")
+        table.add_row(*where, *numbers, verdict[line["met"]], least)
+    return table

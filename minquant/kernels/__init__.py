@@ -10,9 +10,10 @@ from importlib import import_module
 
 import numpy as np
 
+from minquant.kernels.isa import Isa, chosen
 from minquant.kernels.packed import Packed
 
-__all__ = ["Packed", "column_sums", "int8_matmul", "max_k", "pack_weight"]
+__all__ = ["Packed", "column_sums", "instruction", "int8_matmul", "max_k", "pack_weight"]
 
 _MODULES = {"numpy": "minquant.kernels.reference", "numba": "minquant.kernels.cpu", "cuda": "minquant.kernels.cuda"}
 _INT32_MAX = 2**31 - 1
@@ -69,6 +70,12 @@ def pack_weight(b: np.ndarray, backend: str = "auto") -> np.ndarray | Packed:
         raise ValueError(f"pack_weight: expected b (K, N), got shape {b.shape}.")
     module = _module(backend)
     return import_module(module).pack_weight(b) if module == _MODULES["numba"] else b
+
+
+def instruction() -> Isa | None:
+    """The processor's instruction that layers multiply with; None where they run plain loops or another backend."""
+    isa = chosen() if _module("auto") == _MODULES["numba"] else None
+    return isa if isa and isa.name != "plain" else None
 
 
 def column_sums(b: np.ndarray | Packed) -> np.ndarray:

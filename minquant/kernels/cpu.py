@@ -55,6 +55,12 @@ def multiply(a: np.ndarray, b: Packed, zero_point: int, out: np.ndarray) -> None
     _work(a, b, zero_point, out)(0, len(b.panels))
 
 
+def multiply_entered(entered: np.ndarray, b: Packed, zero_point: int, out: np.ndarray) -> None:
+    """The same of a left operand that `enter` need not touch: of the instruction's dtype, with `zero_point` inside."""
+    kernel = _kernel(ISAS.index(b.isa), _tile_rows(len(out), b.isa.rows))
+    kernel(entered, b.panels, 0, len(b.panels), b.sums * np.int32(-zero_point), out)
+
+
 def _work(a: np.ndarray, packed: Packed, zero_point: int, out: np.ndarray) -> Callable[[int, int], None]:
     """What computes all rows of some of the panels."""
     isa = packed.isa

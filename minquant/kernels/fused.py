@@ -21,7 +21,7 @@ from minquant.kernels.epilogue import Epilogue, ToReal
 from minquant.kernels.packed import Packed
 from minquant.kernels.threads import in_parts, thread_count
 
-__all__ = ["finish", "product"]
+__all__ = ["dtype_of", "finish", "finish_rows", "product"]
 
 SUMS = 65_536
 """Of a block: 256 kB."""
@@ -45,10 +45,10 @@ def product(a: np.ndarray, zero_point: int, b: Packed, epilogue: Epilogue) -> np
         (M, N), of the epilogue's dtype.
     """
     M, N = len(a), b.shape[1]
-    out = np.empty((M, N), _dtype(epilogue))
+    out = np.empty((M, N), dtype_of(epilogue))
     ends = _blocks(M, N)
     if len(ends) == 2:
-        _finish_rows(cpu.matmul(a, b, zero_point), epilogue, 0, out)
+        finish_rows(cpu.matmul(a, b, zero_point), epilogue, 0, out)
         return out
 
     def work(first: int, last: int) -> None:
@@ -56,7 +56,7 @@ def product(a: np.ndarray, zero_point: int, b: Packed, epilogue: Epilogue) -> np
             rows = slice(ends[i], ends[i + 1])
             sums = np.empty((ends[i + 1] - ends[i], N), np.int32)
             cpu.multiply(a[rows], b, zero_point, sums)
-            _finish_rows(sums, epilogue, ends[i], out[rows])
+            finish_rows(sums, epilogue, ends[i], out[rows])
 
     in_parts(work, len(ends) - 1, operations=2 * a.size * N)
     return out
@@ -64,8 +64,8 @@ def product(a: np.ndarray, zero_point: int, b: Packed, epilogue: Epilogue) -> np
 
 def finish(acc: np.ndarray, epilogue: Epilogue) -> np.ndarray:
     """``epilogue(acc)`` of int32 sums (M, N)."""
-    out = np.empty(acc.shape, _dtype(epilogue))
-    _finish_rows(np.ascontiguousarray(acc), epilogue, 0, out)
+    out = np.empty(acc.shape, dtype_of(epilogue))
+    finish_rows(np.ascontiguousarray(acc), epilogue, 0, out)
     return out
 
 
@@ -79,11 +79,12 @@ def _blocks(M: int, N: int) -> list[int]:
     return [M * i // count for i in range(count + 1)]
 
 
-def _dtype(epilogue: Epilogue) -> np.dtype:
+def dtype_of(epilogue: Epilogue) -> np.dtype:
+    """What the epilogue makes of sums: float32, or the integers of its grid."""
     return np.dtype(np.float32) if isinstance(epilogue, ToReal) else epilogue.dtype
 
 
-def _finish_rows(acc: np.ndarray, epilogue: Epilogue, first: int, out: np.ndarray) -> None:
+def finish_rows(acc: np.ndarray, epilogue: Epilogue, first: int, out: np.ndarray) -> None:
     """Rows of the result, whose first is that of `acc` and row `first` of the whole."""
     M, N = acc.shape
     if isinstance(epilogue, ToReal):

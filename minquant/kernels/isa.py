@@ -44,6 +44,12 @@ class Isa:
         """The left operand's dtype inside."""
         return np.dtype(self.operand)
 
+    def shift(self, dtype: np.dtype) -> int:
+        """What is added to a left operand of another sign, so that it fits: see `minquant.kernels.packing`."""
+        if self.operand_dtype.itemsize > 1 or dtype == self.operand_dtype:
+            return 0
+        return 128 if self.operand_dtype == np.uint8 else -128
+
 
 ISAS = (
     Isa("avx512vnni", ("avx512f", "avx512vnni"), group=4, lanes=16, vectors=4, rows=6, operand="uint8"),

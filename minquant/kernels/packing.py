@@ -22,7 +22,7 @@ from numba import njit
 from minquant.kernels.isa import Isa
 from minquant.kernels.packed import Packed
 
-__all__ = ["enter", "pack"]
+__all__ = ["enter", "pack", "room"]
 
 LINE, SET_STRIDE = 64, 1024
 """Bytes of a cache line, and of a stride at which few lines of a first-level cache are used."""
@@ -77,10 +77,16 @@ def enter(a: np.ndarray, isa: Isa, rows: int) -> tuple[np.ndarray, int]:
     wanted, shape = isa.operand_dtype, (-(-M // rows) * rows, -(-K // isa.group) * isa.group)
     if a.dtype == wanted and a.shape == shape and a.flags.c_contiguous:
         return a, 0
-    room = LINE // wanted.itemsize if shape[1] * wanted.itemsize % SET_STRIDE == 0 else 0
-    entered = np.zeros((shape[0], shape[1] + room), wanted)
-    if a.dtype == wanted or wanted.itemsize > 1:
+    entered, shift = room(shape[0], K, isa), isa.shift(a.dtype)
+    if shift:
+        np.bitwise_xor(a.view(wanted), wanted.type(shift), out=entered[:M, :K])
+    else:
         entered[:M, :K] = a
-        return entered, 0
-    np.bitwise_xor(a.view(wanted), wanted.type(-128 if wanted == np.int8 else 128), out=entered[:M, :K])
-    return entered, 128 if wanted == np.uint8 else -128
+    return entered, shift
+
+
+def room(rows: int, K: int, isa: Isa) -> np.ndarray:
+    """Zeros for a left operand: whole groups, and a line between rows that would share a set of the cache."""
+    length, wanted = -(-K // isa.group) * isa.group, isa.operand_dtype
+    between = LINE // wanted.itemsize if length * wanted.itemsize % SET_STRIDE == 0 else 0
+    return np.zeros((rows, length + between), wanted)

@@ -10,12 +10,13 @@ The second and fourth terms do not depend on x; a symmetric weight (``zw = 0``) 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 
 from minquant.functional.geometry import Geometry
-from minquant.kernels import Packed, column_sums, int8_matmul, pack_weight
+from minquant.kernels import Packed, column_sums, instruction, int8_matmul, pack_weight
 from minquant.kernels.epilogue import Epilogue
 
 __all__ = ["accumulate", "accumulate_conv", "product", "product_conv"]
@@ -50,7 +51,7 @@ def accumulate(
     """
     if qw.dtype == np.uint8:  # the kernels take a signed weight: shift the integers and their zero point alike
         qw, zw = (qw.astype(np.int16) - 128).astype(np.int8), zw - 128
-    _check_room(qx, zx, qw, zw)
+    _check_room(qx.shape[1], qx, zx, qw, zw)
     right = qw.T if matmul else pack_weight(qw.T)
     multiply: Callable[..., np.ndarray] = matmul or int8_matmul
     acc = multiply(qx, right)  # (M, K) @ (K, N) -> (M, N)
@@ -64,7 +65,7 @@ def accumulate(
 def product(qx: np.ndarray, zx: np.ndarray, qw: np.ndarray, zw: np.ndarray, epilogue: Epilogue) -> np.ndarray:
     """The epilogue of `accumulate`, (M, N): where there is a kernel for both, in one go."""
     if qw.dtype == np.int8 and np.ndim(zx) == 0 and not zw.any():
-        _check_room(qx, zx, qw, zw)
+        _check_room(qx.shape[1], qx, zx, qw, zw)
         right = pack_weight(qw.T)
         if isinstance(right, Packed):
             from minquant.kernels import fused
@@ -106,17 +107,23 @@ def accumulate_conv(
 def product_conv(
     qx: np.ndarray, zx: np.ndarray, qw: np.ndarray, zw: np.ndarray, geometry: Geometry, epilogue: Epilogue
 ) -> np.ndarray:
-    """The epilogue of `accumulate_conv`, (R, M)."""
+    """The epilogue of `accumulate_conv`, (R, M): where there is a kernel for both, in one go."""
+    isa = instruction()
+    if isa and qw.dtype == np.int8 and qx.ndim <= 4 and not zw.any():
+        _check_room(math.prod(qw.shape[1:]), qx, zx, qw, zw)
+        from minquant.kernels import conv
+
+        return conv.product_conv(qx, int(zx), qw, geometry, isa, epilogue)
     return epilogue(accumulate_conv(qx, zx, qw, zw, geometry))
 
 
-def _check_room(qx: np.ndarray, zx: np.ndarray, qw: np.ndarray, zw: np.ndarray) -> None:
-    if qx.shape[1] <= ALWAYS_SAFE:
+def _check_room(K: int, qx: np.ndarray, zx: np.ndarray, qw: np.ndarray, zw: np.ndarray) -> None:
+    if K <= ALWAYS_SAFE:
         return
     largest = _largest(qx.dtype, zx) * _largest(qw.dtype, zw)
-    if qx.shape[1] * largest > INT32_MAX:
+    if K * largest > INT32_MAX:
         raise ValueError(
-            f"the int32 accumulator could overflow: K = {qx.shape[1]}, and products reach {largest}, so at most "
+            f"the int32 accumulator could overflow: K = {K}, and products reach {largest}, so at most "
             f"K = {INT32_MAX // largest} is safe; split the layer along K"
         )
 

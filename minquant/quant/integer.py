@@ -19,7 +19,7 @@ from minquant.functional.geometry import Geometry
 from minquant.kernels import Packed, column_sums, instruction, int8_matmul, pack_weight
 from minquant.kernels.epilogue import Epilogue
 
-__all__ = ["accumulate", "accumulate_conv", "product", "product_conv"]
+__all__ = ["accumulate", "accumulate_conv", "check_room", "product", "product_conv"]
 
 INT32_MAX = 2**31 - 1
 ALWAYS_SAFE = INT32_MAX // (255 * 255)
@@ -51,7 +51,7 @@ def accumulate(
     """
     if qw.dtype == np.uint8:  # the kernels take a signed weight: shift the integers and their zero point alike
         qw, zw = (qw.astype(np.int16) - 128).astype(np.int8), zw - 128
-    _check_room(qx.shape[1], qx, zx, qw, zw)
+    check_room(qx.shape[1], qx.dtype, zx, qw.dtype, zw)
     right = qw.T if matmul else pack_weight(qw.T)
     multiply: Callable[..., np.ndarray] = matmul or int8_matmul
     acc = multiply(qx, right)  # (M, K) @ (K, N) -> (M, N)
@@ -65,7 +65,7 @@ def accumulate(
 def product(qx: np.ndarray, zx: np.ndarray, qw: np.ndarray, zw: np.ndarray, epilogue: Epilogue) -> np.ndarray:
     """The epilogue of `accumulate`, (M, N): where there is a kernel for both, in one go."""
     if qw.dtype == np.int8 and np.ndim(zx) == 0 and not zw.any():
-        _check_room(qx.shape[1], qx, zx, qw, zw)
+        check_room(qx.shape[1], qx.dtype, zx, qw.dtype, zw)
         right = pack_weight(qw.T)
         if isinstance(right, Packed):
             from minquant.kernels import fused
@@ -110,17 +110,22 @@ def product_conv(
     """The epilogue of `accumulate_conv`, (R, M): where there is a kernel for both, in one go."""
     isa = instruction()
     if isa and qw.dtype == np.int8 and qx.ndim <= 4 and not zw.any():
-        _check_room(math.prod(qw.shape[1:]), qx, zx, qw, zw)
+        check_room(math.prod(qw.shape[1:]), qx.dtype, zx, qw.dtype, zw)
         from minquant.kernels import conv
 
         return conv.product_conv(qx, int(zx), qw, geometry, isa, epilogue)
     return epilogue(accumulate_conv(qx, zx, qw, zw, geometry))
 
 
-def _check_room(K: int, qx: np.ndarray, zx: np.ndarray, qw: np.ndarray, zw: np.ndarray) -> None:
+def check_room(K: int, x_dtype: np.dtype, zx: np.ndarray, w_dtype: np.dtype, zw: np.ndarray) -> None:
+    """Refuses sums of K products that could leave int32.
+
+    Raises:
+        ValueError: see above.
+    """
     if K <= ALWAYS_SAFE:
         return
-    largest = _largest(qx.dtype, zx) * _largest(qw.dtype, zw)
+    largest = _largest(x_dtype, zx) * _largest(w_dtype, zw)
     if K * largest > INT32_MAX:
         raise ValueError(
             f"the int32 accumulator could overflow: K = {K}, and products reach {largest}, so at most "

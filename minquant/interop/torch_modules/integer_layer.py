@@ -11,7 +11,7 @@ from torch import Tensor
 
 from minquant.quant import QParams, QSpec
 from minquant.quant.dialects import Dialect, get_dialect
-from minquant.quant.integer import _check_room as check_room
+from minquant.quant.integer import check_room
 
 from .quantized import Weight
 
@@ -51,8 +51,7 @@ class IntegerLayer(torch.nn.Module):
     def check_room(self, zero_point: np.ndarray, spec: QSpec) -> None:
         """ValueError where the sums could leave int32."""
         K = int(np.prod(self.weight.shape[1:]))
-        rows = np.empty((0, K), spec.dtype), np.empty((0, K), self.weight.spec.dtype)
-        check_room(rows[0], zero_point, rows[1], self.weight.qparams.zero_point)
+        check_room(K, spec.dtype, zero_point, self.weight.spec.dtype, self.weight.qparams.zero_point)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         self._kept = None

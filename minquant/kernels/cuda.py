@@ -99,9 +99,14 @@ def product(a: Tensor, b: Columns) -> Tensor:
 
     Returns:
         (M, N) int32, contiguous. Sizes of zero are allowed. K is as of `minquant.kernels.max_k`, unchecked.
+
+    Raises:
+        ValueError: the inner sizes differ.
     """
     import torch
 
+    if a.shape[1] != b.shape[0]:
+        raise ValueError(f"product: inner sizes differ: a {tuple(a.shape)}, b {b.shape}")
     if a.dtype == torch.uint8:
         return product(lowered(a), b) + 128 * b.sums
     rows = _filled(a, max(len(a), LEAST_ROWS), b.values.shape[1])
@@ -154,7 +159,7 @@ def accumulate(qx: Tensor, zx: Tensor | int, weight: Columns, zw: Tensor | int) 
 
 def grouped(x: Tensor, size: int) -> Tensor:
     """(R, K) -> (K / size, R, size), contiguous: what shares a scale side by side."""
-    return x.reshape(len(x), -1, size).transpose(0, 1).contiguous()
+    return x.reshape(len(x), x.shape[1] // size, size).transpose(0, 1).contiguous()
 
 
 def unpack_bits(packed: Tensor, bits: int, signed: bool, shape: tuple[int, ...]) -> Tensor:

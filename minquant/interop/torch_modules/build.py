@@ -31,6 +31,8 @@ ADDS = (
     "adds real values, in an order that each device chooses, so that its integers could differ; put it between a "
     "DeQuantStub and a QuantStub"
 )
+OURS = ("minquant.nn.", "minquant.quant.")
+"""Where layers are that have a counterpart or none; a forward of any other place is borrowed."""
 ELEMENTWISE = (nn.Sigmoid, nn.Tanh, nn.GELU, nn.SiLU)
 
 
@@ -114,7 +116,7 @@ class _Building:
             new: torch.nn.Module = torch.nn.ModuleList()
         elif isinstance(own, nn.Sequential) and type(own).forward is nn.Sequential.forward:
             new = torch.nn.Sequential()
-        elif type(own).__module__.split(".")[0] == "minquant" and type(own) is not nn.QuantWrapper:
+        elif type(own).__module__.startswith(OURS) and type(own) is not nn.QuantWrapper:
             self._problem(path, own, "is not covered")
             return Stub()
         else:

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import triton
 from torch import Tensor
 
 from minquant.kernels.fma import fma
@@ -48,7 +47,7 @@ def rint(x):
 @triton.jit
 def multiply_add(a, b, c):
     """Rounded once."""
-    return tl.fma(a.to(tl.float32), b.to(tl.float32), c.to(tl.float32))
+    return tl.fma(tl.cast(a, tl.float32), tl.cast(b, tl.float32), tl.cast(c, tl.float32))
 '''
 
 KERNEL = """
@@ -91,15 +90,13 @@ def run(
     if not out.numel():
         return out
     rows, columns = values.shape
-    wide = min(TILE, triton.next_power_of_2(columns))
-    high_tile = TILE // wide
-    strides = [stride for term in terms for stride in (term, *term.expand(values.shape).stride())]
+    N = min(TILE, 1 << (columns - 1).bit_length())  # a power of two, as Triton wants it
+    M = TILE // N
+    places = [part for term in terms for part in (term, *term.expand(values.shape).stride())]
     ends = -float("inf") if low is None else float(low), float("inf") if high is None else float(high)
-    grid = (triton.cdiv(rows, high_tile), triton.cdiv(columns, wide))
     clipped = low is not None or high is not None
-    _compiled(function, len(terms))[grid](
-        values, out, *strides, rows, columns, *ends, clipped, high_tile, wide, enable_fp_fusion=False
-    )
+    kernel = _compiled(function, len(terms))[-(-rows // M), -(-columns // N)]
+    kernel(values, out, *places, rows, columns, *ends, clipped, M, N, enable_fp_fusion=False)
     return out
 
 

@@ -14,7 +14,7 @@ from minquant.kernels import cuda, tensors
 
 from .quantized import Weight
 
-__all__ = ["conv_sums", "grouped_real", "images", "windows"]
+__all__ = ["added", "conv_sums", "grouped_real", "images", "windows"]
 
 
 def windows(x: Tensor, geometry: Geometry, fill: int) -> Tensor:
@@ -48,7 +48,7 @@ def images(rows: Tensor, x_shape: Any, geometry: Geometry) -> Tensor:
     return out.movedim(-1, 1).contiguous()
 
 
-def _added(acc: Any, total: Any, x_scale: Any, w_scale: Any) -> Any:
+def added(acc: Any, total: Any, x_scale: Any, w_scale: Any) -> Any:
     """``f(total + f(f(acc) · f(sx·sw)))``, of numbers or arrays alike."""
     return total + np.float32(acc) * (x_scale * w_scale)
 
@@ -70,5 +70,5 @@ def grouped_real(qx: Tensor, zx: Tensor | int, weight: Weight, x_scale: Tensor, 
     for g, (rows, filters) in enumerate(operands):
         zw = zero_points[:, g] if weight.has_zero_points else 0
         acc = cuda.accumulate(rows, zx, cuda.columns_of(filters.T), zw)
-        y = tensors.apply(_added, acc, (y, x_scale, weight.scale[:, g]), torch.float32)
+        y = tensors.apply(added, acc, (y, x_scale, weight.scale[:, g]), torch.float32)
     return y if bias is None else y + bias

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from minquant.bench.operation import Case, Shape
-from minquant.bench.table import Row, by_case, plain_table
+from minquant.bench.table import Row, plain_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -112,50 +113,61 @@ FIGURES = (
 """In the order in which they were set down. Of several lines of a case that a figure is about, the least counts."""
 
 
-def reached(rows: Sequence[Row], cases: Sequence[Case]) -> list[dict[str, Any]]:
+def reached(rows: Sequence[Row], cases: Sequence[Case], saturating: Sequence[str] = ()) -> list[dict[str, Any]]:
     """What became of each figure of which something was measured.
+
+    Where some rivals' sums saturate, which gains them half of the time on a processor without VNNI, there is a second
+    line for the others.
 
     Args:
         rows: of a run.
         cases: all that there are, measured or not.
+        saturating: names of peers whose products are not exact on this processor.
 
     Returns:
-        For each figure and number of threads: what was `asked` and `reached`, how many `cases` were measured and are
-        `due`, the `least` of them and where, and whether the figure is `met`: None unless all were measured.
+        For each figure and number of threads: what was `asked` and `reached`, in how many `cases` there was a rival
+        (one that is too slow for a case is left out of it) and how many are `due`, the `least` of them and where, and
+        whether the figure is `met`: None unless every case was run.
     """
+    exact = [row for row in rows if row["peer"] not in saturating]
     lines = []
-    for figure in FIGURES:
-        for threads in sorted({row["threads"] for row in rows}):
-            values = _values(figure, rows, threads)
-            due = sum(figure.is_about(case.operation.name, case.shape, threads) for case in cases
-                      if case.threads == threads)  # fmt: skip
-            if values:
-                lines.append(_line(figure, threads, values, due))
+    for figure, threads in itertools.product(FIGURES, sorted({row["threads"] for row in rows})):
+        about = [c for c in cases if c.threads == threads and figure.is_about(c.operation.name, c.shape, threads)]
+        values, of_exact = _values(figure, rows, threads), _values(figure, exact, threads)
+        ran = {(row["op"], tuple(row["shape"])) for row in rows if row["threads"] == threads}
+        is_whole = all((case.operation.name, case.shape) in ran for case in about)
+        lines += [_line(figure, threads, values, len(about), is_whole)] if values else []
+        if of_exact and of_exact != values and figure.rivals == INT8:
+            only_exact = replace(figure, against=f"{figure.against} that is exact")
+            lines.append(_line(only_exact, threads, of_exact, len(about), is_whole))
     return lines
 
 
 def _values(figure: Figure, rows: Sequence[Row], threads: int) -> dict[str, float]:
-    """One number a case, by its name."""
+    """One number a case, by its name: that of the fastest rival."""
     alone = {(row["op"], *row["shape"], row["variant"]): row["seconds"] for row in rows if row["threads"] == 1}
-    found = {}
-    for first, members in by_case([row for row in rows if row["threads"] == threads]):
-        if not figure.is_about(first["op"], tuple(first["shape"]), threads):
-            continue
-        numbers = []
-        for row in filter(figure.counts, members):
-            one = alone.get((row["op"], *row["shape"], row["variant"]))
-            scaling = one / row["seconds"] if one else None
-            number = scaling if figure.measure == "scaling" else row[figure.measure]
-            numbers += [] if number is None else [number]
-        if numbers:
-            found[f"{first['op']} {'×'.join(map(str, first['shape']))}"] = min(numbers)
+    found: dict[str, float] = {}
+    for row in rows:
+        if (
+            row["threads"] == threads
+            and figure.is_about(row["op"], tuple(row["shape"]), threads)
+            and figure.counts(row)
+        ):
+            name = f"{row['op']} {'×'.join(map(str, row['shape']))}"
+            number = _number(figure, row, alone.get((row["op"], *row["shape"], row["variant"])))
+            found |= {} if number is None else {name: min(number, found.get(name, math.inf))}
     return found
 
 
-def _line(figure: Figure, threads: int, values: dict[str, float], due: int) -> dict[str, Any]:
+def _number(figure: Figure, row: Row, alone: float | None) -> float | None:
+    if figure.measure == "scaling":
+        return alone / row["seconds"] if alone else None
+    return row[figure.measure]
+
+
+def _line(figure: Figure, threads: int, values: dict[str, float], due: int, is_whole: bool) -> dict[str, Any]:
     worst = min(values, key=lambda name: values[name])
     number = values[worst] if figure.over == EACH else statistics.geometric_mean(values.values())
-    is_whole = len(values) == due
     return {
         "work": figure.work,
         "against": figure.against,
@@ -174,12 +186,13 @@ def _line(figure: Figure, threads: int, values: dict[str, float], due: int) -> d
 def figures_table(lines: Sequence[dict[str, Any]]) -> Table:
     """`reached` in print."""
     table = plain_table()
-    for header in ("figure", "against", "threads", "over", "asked", "reached", "", "least"):
+    for header in ("figure", "against", "threads", "over", "asked", "reached", "", "cases", "least"):
         table.add_column(header, justify="right" if header in ("threads", "asked", "reached") else "left")
+    verdict = {True: "[green]met[/green]", False: "[red]not met[/red]", None: "in part"}
     for line in lines:
-        verdict = {True: "[green]met[/green]", False: "[red]not met[/red]", None: f"{line['cases']} of {line['due']}"}
-        least = "" if line["cases"] == 1 else f"{line['least']:.2f} in {line['least_of']}"
-        numbers = (f"{line['asked']:g}", f"{line['reached']:.3f}")
+        cases = str(line["due"]) if line["cases"] == line["due"] else f"{line['cases']} of {line['due']}"
+        least = "" if line["cases"] == 1 else f"{line['least']:.2f}: {line['least_of']}"
+        numbers = (f"{line['asked']:g}", f"{line['reached']:.3f}", verdict[line["met"]], cases, least)
         where = line["work"], line["against"], str(line["threads"]), line["over"].removeprefix("geometric ")
-        table.add_row(*where, *numbers, verdict[line["met"]], least)
+        table.add_row(*where, *numbers)
     return table

@@ -16,7 +16,7 @@ from minquant.kernels.isa import chosen
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["check_drawable", "roofline"]
+__all__ = ["check_drawable", "roofline", "spread"]
 
 DRAWN = 1_000_000
 """Operations from which a shape is drawn: below, the call takes longer than the work."""
@@ -34,8 +34,8 @@ COLORS = {
     "transformer": "#8a5a00",
     "odd": "#cc79a7",
 }
-LOWER = {"a batch": 26}
-"""Points by which a group's names begin lower than the others': that of 512³ is in the way."""
+APART = 0.19
+"""Least distance of two names, in natural logarithms of operations per byte: as wide as a line of text is high."""
 
 STYLE: Any = {
     "figure.constrained_layout.use": True,
@@ -104,6 +104,7 @@ def _draw(axis: Axes, machine: dict[str, Any], rows: Sequence[Row], threads: int
     axis.annotate(f"memory:\n{bandwidth:,.0f} GB/s", (INTENSITY[0], bandwidth), (6, 12), **beside)
     for group in dict.fromkeys(row["group"] for row in rows):
         _points(axis, [row for row in rows if row["group"] == group], group)
+    _names(axis, rows)
     axis.plot([], [], ls="", marker="_", ms=11, color=LINE, label="limit measured beside it")
     _scales(axis, min(bandwidth * INTENSITY[0], *(row["gops"] for row in rows), peak), peak)
     axis.set_title(f"int8 product, packed, {threads} thread{'s' if threads > 1 else ''}")
@@ -122,17 +123,49 @@ def _scales(axis: Axes, least: float, most: float) -> None:
         scale.set_minor_formatter(NullFormatter())
 
 
+def _places(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Operations per byte, GOP/s, and the limit that was measured beside it, in its cache."""
+    x, y, share = (np.array(values) for values in zip(
+        *((row["operations"] / row["moved"], row["gops"], row["share"]) for row in rows), strict=True
+    ))  # fmt: skip
+    return x, y, y / share
+
+
 def _points(axis: Axes, rows: Sequence[Row], group: str) -> None:
-    """Each shape's speed; the stroke above it is the limit that was measured beside it, in its cache."""
+    """Each shape's speed; the stroke is its limit."""
     color = COLORS[group]
-    x = np.array([row["operations"] / row["moved"] for row in rows])
-    y = np.array([row["gops"] for row in rows])
-    roof = y / np.array([row["share"] for row in rows])
+    x, y, roof = _places(rows)
     axis.vlines(x, y, roof, color=color, lw=1, alpha=0.6)
     axis.plot(x, roof, ls="", marker="_", ms=11, color=color, alpha=0.8)
     axis.plot(x, y, ls="", marker="o", ms=6, color=color, label=group)
-    for row, at, height in zip(rows, x, np.minimum(y, roof), strict=True):
+
+
+def _names(axis: Axes, rows: Sequence[Row]) -> None:
+    """The shapes, side by side below the points."""
+    rows = sorted(rows, key=lambda row: row["operations"] / row["moved"])
+    x, y, roof = _places(rows)
+    slots, lower = np.exp(spread(np.log(x), APART)), np.minimum(y, roof)
+    for row, point, height, slot in zip(rows, x, lower, slots, strict=True):
         M, K, N = row["shape"]
-        text = f"{M}³" if M == K == N else f"{M}×{K}×{N}"
-        beside: Any = {"textcoords": "offset points", "fontsize": 8.5, "rotation": 90, "color": color}
-        axis.annotate(text, (at, height), (0, -7 - LOWER.get(group, 0)), va="top", ha="center", **beside)
+        text, color = f"{M}³" if M == K == N else f"{M}×{K}×{N}", COLORS[row["group"]]
+        top = 0.84 * lower[np.abs(np.log(x / slot)) < APART].min(initial=height)
+        axis.plot([point, slot], [height, top], color=color, lw=0.5, alpha=0.6)
+        axis.text(slot, 0.97 * top, text, fontsize=8.5, rotation=90, color=color, va="top", ha="center")
+
+
+def spread(places: np.ndarray, apart: float) -> np.ndarray:
+    """Ascending places moved as little as it takes to have them at least so far apart.
+
+    Those that stand in each other's way form a row around their middle; a row that meets the next one takes it in.
+    """
+    rows: list[list[float]] = []
+    for place in places:
+        rows.append([place])
+        while len(rows) > 1 and _end(rows[-2], apart) + apart > _end(rows[-1], -apart):
+            rows[-2:] = [rows[-2] + rows[-1]]
+    return np.array([np.mean(row) + apart * (i - (len(row) - 1) / 2) for row in rows for i in range(len(row))])
+
+
+def _end(row: list[float], apart: float) -> float:
+    """Of a row around its middle, the last place, or with a negative distance the first."""
+    return float(np.mean(row)) + apart * (len(row) - 1) / 2

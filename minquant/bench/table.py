@@ -44,24 +44,31 @@ def by_case(rows: Sequence[Row]) -> Iterator[tuple[Row, list[Row]]]:
 def results_table(rows: Sequence[Row], operation: Operation) -> Table:
     """Of one operation, a section for each case."""
     table = plain_table()
-    for header in ("threads", "GOP/s", "share", "minquant", "in", "peer", "peer's", "speedup"):
-        if header == "threads":
-            table.add_column(operation.axes, no_wrap=True)
+    table.add_column(operation.axes, no_wrap=True)
+    for header in (
+        "threads",
+        *(("GOP/s", "share") if operation.work else ()),
+        "minquant",
+        "in",
+        "peer",
+        "peer's",
+        "speedup",
+    ):
         table.add_column(header, justify="left" if header in ("in", "peer") else "right", no_wrap=True)
     for first, members in by_case([row for row in rows if row["op"] == operation.name]):
         cells, said = ["×".join(map(str, first["shape"])), str(first["threads"])], None
         shown = best_engines(members)
         for row in shown:
-            ours = [""] * 4 if row["variant"] == said else _ours(row)
+            ours = _ours(row)
+            ours = [""] * len(ours) if row["variant"] == said else ours
             table.add_row(*cells, *ours, row["peer"] or "–", *_theirs(row), end_section=row is shown[-1])
             cells, said = ["", ""], row["variant"]
     return table
 
 
 def _ours(row: Row) -> list[str]:
-    rate, share = row["gops"], row["share"]
-    limits = ["–" if rate is None else f"{rate:.{int(rate < 100)}f}", "–" if share is None else f"{share:.0%}"]
-    return [*limits, duration(row["seconds"]), row["variant"]]
+    rate, share, ours = row["gops"], row["share"], [duration(row["seconds"]), row["variant"]]
+    return ours if rate is None else [f"{rate:.{int(rate < 100)}f}", "–" if share is None else f"{share:.0%}", *ours]
 
 
 def _theirs(row: Row) -> list[str]:
@@ -76,4 +83,4 @@ def plain_table() -> Table:
     from rich import box
     from rich.table import Table
 
-    return Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    return Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)

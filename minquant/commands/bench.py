@@ -132,13 +132,14 @@ def _bench(args: argparse.Namespace) -> int:
     _print_machine(console, machine)
     bench = Bench(peers, args.seconds_per_case)
     rows = _run(console, bench.run, cases)
+    inexact = saturating(peers)
     report = {
         "machine": machine,
         "results": rows,
-        "figures": reached(rows, select(operations, None, threads)),
+        "figures": reached(rows, select(operations, None, threads), inexact),
         "missing": obstacles | missing,
         "left_out": bench.left_out,
-        "saturating": saturating(peers),
+        "saturating": inexact,
     }
     _print(console, report, operations)
     if args.json:

@@ -16,7 +16,7 @@ from minquant.bench import limits, operation, run, table, timing
 from minquant.bench.job import Job, WrongResultError, checked
 from minquant.bench.operation import Case, Operation, Peer, Work, present, select
 from minquant.bench.operations import every_operation
-from minquant.bench.roofline import check_drawable
+from minquant.bench.roofline import check_drawable, spread
 from minquant.bench.threads import limited
 from minquant.kernels import isa
 from tests.kernels.test_isa import TARGETS
@@ -341,6 +341,20 @@ def test_the_roofline_is_drawn(tmp_path):
     machine = {"isa": "avx2", "by_threads": {"1": limits_of}}
     path = roofline(machine, ROWS, tmp_path / "roofline.png")
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("places", "expected"),
+    [
+        ([], []),
+        ([1.0, 5.0], [1, 5]),
+        ([1.0, 1.0], [0.5, 1.5]),
+        ([1.0, 1.5, 5.0], [0.75, 1.75, 5]),
+        ([1.0, 1.5, 2.0, 2.0], [0.125, 1.125, 2.125, 3.125]),
+    ],
+)
+def test_names_that_are_too_near_are_spread(places, expected):
+    np.testing.assert_allclose(spread(np.array(places), 1.0), expected)
 
 
 def test_what_cannot_be_drawn_is_refused_before_it_is_measured(monkeypatch):

@@ -17,8 +17,12 @@ def row(shape, speedup, peer=INT8, op=PACKED, threads=1, **more):
     return {"op": op, "shape": list(shape), "threads": threads, "peer": peer, "speedup": speedup, **values}
 
 
-def lines(rows, work, against="", cases=CASES):
-    return [line for line in reached(rows, cases) if line["work"].startswith(work) and against in line["against"]]
+def lines(rows, work, against="", cases=CASES, saturating=()):
+    return [
+        line
+        for line in reached(rows, cases, saturating)
+        if line["work"].startswith(work) and against in line["against"]
+    ]
 
 
 def test_every_figure_has_its_cases_and_its_rivals():
@@ -85,6 +89,24 @@ def test_what_a_second_thread_brings():
     (line,) = lines(rows, "two threads")
     assert (line["reached"], line["met"], line["threads"]) == (pytest.approx(1 / 0.6), False, 2)
     assert lines(rows[1:], "two threads") == []
+
+
+def test_where_sums_saturate_the_exact_rivals_have_a_line_of_their_own():
+    odd = (3, 5, 7)
+    rows = [row(odd, 0.5), row(odd, 1.5, "torch quantized::linear, qnnpack"), row((1, 1, 1), 2.0)]
+    cases = [case for case in CASES if case.shape in (odd, (1, 1, 1))]
+    every, exact = lines(rows, "odd", cases=cases, saturating=[INT8])
+    assert (every["against"], every["reached"], every["met"]) == ("fastest int8 peer", pytest.approx(1.0), True)
+    assert (exact["against"], exact["reached"], exact["cases"], exact["due"], exact["met"]) == (
+        "fastest int8 peer that is exact", pytest.approx(1.5), 1, 2, True
+    )  # fmt: skip
+
+
+def test_a_case_without_rivals_was_run_all_the_same():
+    """Those that would have taken too long are no reason to say that the figure is open."""
+    cases = [case for case in CASES if case.shape in ((3, 5, 7), (1, 1, 1))]
+    (line,) = lines([row((3, 5, 7), 1.5), row((1, 1, 1), None, None)], "odd", cases=cases)
+    assert (line["cases"], line["due"], line["met"]) == (1, 2, True)
 
 
 def test_dialects_are_apart():

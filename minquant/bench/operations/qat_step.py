@@ -152,6 +152,6 @@ def _torch(task: Task, threads: int) -> Job:
 
 PEERS = (Peer("torch.ao prepare_qat", "torch.ao prepare_qat", ("torch",), _torch, integers=False, engine="x86"),)
 OPERATIONS = (
-    Operation("QAT step", "batch×features…", SHAPES, mlp, ("reference",), ours, PEERS),
-    Operation("QAT step, CNN", "batch×C×H×W×channels…×classes", CNN, cnn, ("reference",), ours, PEERS),
+    Operation("QAT step", "N×features…", SHAPES, mlp, ("reference",), ours, PEERS),
+    Operation("QAT step, CNN", "N×C×H×W×channels…", CNN, cnn, ("reference",), ours, PEERS),
 )

@@ -17,7 +17,7 @@ from minquant.quant import QuantizedConv2d
 
 __all__ = ["OPERATIONS"]
 
-AXES = "N×C×H×W×M×k×stride×groups"
+AXES = "N×C×H×W×M×k×s×g"
 SHAPES: dict[str, tuple[Shape, ...]] = {
     "ResNet": (
         (1, 64, 56, 56, 64, 3, 1, 1),
@@ -30,7 +30,7 @@ SHAPES: dict[str, tuple[Shape, ...]] = {
     "depthwise": ((1, 128, 28, 28, 128, 3, 1, 128),),
     "digits": ((64, 16, 8, 8, 32, 3, 1, 1),),
 }
-"""The padding is ``k // 2``."""
+"""s: stride, g: groups; the padding is ``k // 2``."""
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ FAKE_QUANTIZE = (
     "LearnableFakeQuantize per tensor",
     "LearnableFakeQuantize per channel",
 )
+GPU = "GPU dynamic Linear"
 INT8 = ("torch quantized::linear", "torch._int_mm", "onnxruntime")
 CUBE = (1024, 1024, 1024)
 FEW = tuple((m, 4096, 4096) for m in (1, 4, 16))
@@ -40,6 +41,11 @@ def is_large(shape: Shape) -> bool:
 def is_odd(shape: Shape) -> bool:
     """No whole tiles."""
     return all(size % 2 for size in shape)
+
+
+def is_huge(shape: Shape) -> bool:
+    """From 4096³ on."""
+    return math.prod(shape) >= 4096**3
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,10 @@ FIGURES = (
     Figure("one step of training", "torch.ao prepare_qat", 1.5, MEAN, ("QAT step", "QAT step, CNN"), ("torch.ao",)),
     Figure("two threads, 1024³", "one thread", 1.8, EACH, (PACKED,), (), CUBE.__eq__, "uint8", "scaling", threads=2),
     Figure("MINQUANT_ISA=avx2, 1024³", "NumPy, float32", 1.3, EACH, (AVX2,), ("numpy",)),
+    Figure("dynamic Linear on a GPU", "torchao's, int8", 1.0, EACH, (GPU,), ("torchao",), variant="per token"),
+    Figure(
+        "dynamic Linear on a GPU, from 4096³", "bfloat16", 1.5, EACH, (GPU,), ("torch bfloat16",), is_huge, "per token"
+    ),
 )
 """In the order in which they were set down. Of several lines of a case that a figure is about, the least counts."""
 
@@ -153,7 +163,8 @@ def _values(figure: Figure, rows: Sequence[Row], threads: int) -> dict[str, floa
             and figure.is_about(row["op"], tuple(row["shape"]), threads)
             and figure.counts(row)
         ):
-            name = f"{row['op']} {'×'.join(map(str, row['shape']))}"
+            name = "×".join(map(str, row["shape"]))
+            name = name if len(figure.ops) == 1 else f"{row['op']} {name}"
             number = _number(figure, row, alone.get((row["op"], *row["shape"], row["variant"])))
             found |= {} if number is None else {name: min(number, found.get(name, math.inf))}
     return found

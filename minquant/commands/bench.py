@@ -38,7 +38,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--only", metavar="PATTERN", help="only cases with this in their name; * stands for anything")
     parser.add_argument("--threads", metavar="1,2", type=_threads, help="numbers of threads; 1 and 2, if left out")
-    parser.add_argument("--seconds-per-case", metavar="S", type=_seconds, default=1.5, help="of timing; 1.5, if left out")
+    parser.add_argument("--seconds-per-case", metavar="S", type=_seconds, default=1.5, help="1.5, if left out")
     parser.add_argument("--isa", action="store_true", help="say which instruction is used and which there are; no more")
     parser.add_argument("--json", metavar="PATH", help="write the figures to this file as well")
     parser.add_argument("--plots", metavar="DIR", help="draw the roofline into this folder")

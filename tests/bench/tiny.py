@@ -28,6 +28,8 @@ TINY = {
     "LearnableFakeQuantize per channel": MILLION,
     "QAT step": ((20, 3, 3, 2), (8, 16, 8, 8, 10)),
     "QAT step, CNN": ((8, 1, 8, 8, 4, 6, 10),),
+    "GPU int8_matmul": MATMUL,
+    "GPU dynamic Linear": LINEAR,
 }
 
 
@@ -45,6 +47,13 @@ def wrong_product(data):
 def wrong_weight(data):
     qw = data.qw.copy()
     qw[0] = nearest(qw[0])
+    return replace(data, qw=qw)
+
+
+def turned_weight(data):
+    """Wrong by enough for bfloat16."""
+    qw = data.qw.copy()
+    qw[0] = -qw[0]
     return replace(data, qw=qw)
 
 
@@ -80,6 +89,8 @@ SPOILED = {
     "LearnableFakeQuantize per channel": wrong_input,
     "QAT step": wrong_task,
     "QAT step, CNN": wrong_task,
+    "GPU int8_matmul": wrong_product,
+    "GPU dynamic Linear": turned_weight,
 }
 
 

@@ -20,6 +20,7 @@ MODULES = (
     "minquant.bench.operations.int4_linear",
     "minquant.bench.operations.fake_quantize",
     "minquant.bench.operations.qat_step",
+    "minquant.bench.operations.gpu",
 )
 
 

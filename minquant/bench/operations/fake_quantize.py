@@ -88,56 +88,60 @@ def draw(per_channel: bool, beyond: int, shape: Shape) -> Batch:
     return Batch(x.astype(np.float32), grad.astype(np.float32), scale.astype(np.float32), zero_point, rounded)
 
 
-def _flat(*parts: Any) -> np.ndarray:
-    return np.concatenate([np.ravel(part) for part in parts])
+# ---- either side -----------------------------------------------------------------------------------------------------
+
+
+def _leaf(array: np.ndarray) -> Tensor:
+    return Tensor(array, requires_grad=True)
+
+
+def _torch_leaf(array: np.ndarray) -> Any:
+    return tensor(array).requires_grad_()
+
+
+def _job(batch: Batch, leaf: Callable[[np.ndarray], Any], function: Callable[[Any], Any], learned: Any = ()) -> Job:
+    """Forward and backward, with no gradient kept from the last time.
+
+    Args:
+        batch: what it works on.
+        leaf: makes a library's tensor of an array.
+        function: fake-quantizes one.
+        learned: scale and zero point, if they have gradients too.
+    """
+    x, grad = leaf(batch.x), leaf(batch.grad).detach()
+    leaves = (x, *learned)
+
+    def call() -> Any:
+        for each in leaves:
+            each.grad = None
+        y = function(x)
+        y.backward(grad)
+        return y
+
+    def get(y: Any) -> np.ndarray:
+        return np.concatenate([np.ravel(part.detach().numpy()) for part in (y, *(each.grad for each in leaves))])
+
+    return Job(call, get, np.concatenate([batch.expected(), batch.learned()]) if learned else batch.expected())
 
 
 # ---- the grid is given -----------------------------------------------------------------------------------------------
 
 
-def _qparams(batch: Batch) -> QParams:
-    spec = QSpec(symmetric=batch.per_channel, granularity=PerChannel() if batch.per_channel else PerTensor())
-    return QParams(batch.scale, batch.zero_point, spec)
-
-
 def ours(batch: Batch, variant: str) -> Job:
     """`minquant.quant.fake_quantize`."""
-    grid = _qparams(batch)
-    return _our_job(lambda x: fake_quantize(x, grid), batch)
-
-
-def _our_job(function: Callable[[Tensor], Tensor], batch: Batch) -> Job:
-    x, grad = Tensor(batch.x, requires_grad=True), Tensor(batch.grad)
-
-    def call() -> Any:
-        x.grad = None
-        y = function(x)
-        y.backward(grad)
-        return y
-
-    return Job(call, lambda y: _flat(y.data, x.grad.data), batch.expected())  # type: ignore[attr-defined, union-attr]
-
-
-def _their_job(function: Callable[[Any], Any], batch: Batch) -> Job:
-    x, grad = tensor(batch.x).requires_grad_(), tensor(batch.grad)
-
-    def call() -> Any:
-        x.grad = None
-        y = function(x)
-        y.backward(grad)
-        return y
-
-    return Job(call, lambda y: _flat(y.detach().numpy(), x.grad.numpy()), batch.expected())  # type: ignore[attr-defined]
+    spec = QSpec(symmetric=batch.per_channel, granularity=PerChannel() if batch.per_channel else PerTensor())
+    grid = QParams(batch.scale, batch.zero_point, spec)
+    return _job(batch, _leaf, lambda x: fake_quantize(x, grid))
 
 
 def _torch(batch: Batch, threads: int) -> Job:
     import torch
 
     if batch.per_channel:
-        scale, zero_point = tensor(batch.scale), tensor(batch.zero_point)
-        return _their_job(lambda x: torch.fake_quantize_per_channel_affine(x, scale, zero_point, 0, QMIN, QMAX), batch)
-    grid = float(batch.scale), int(batch.zero_point)
-    return _their_job(lambda x: torch.fake_quantize_per_tensor_affine(x, *grid, QMIN, QMAX), batch)
+        grid = tensor(batch.scale), tensor(batch.zero_point), 0, QMIN, QMAX
+        return _job(batch, _torch_leaf, lambda x: torch.fake_quantize_per_channel_affine(x, *grid))
+    one = float(batch.scale), int(batch.zero_point), QMIN, QMAX
+    return _job(batch, _torch_leaf, lambda x: torch.fake_quantize_per_tensor_affine(x, *one))
 
 
 # ---- the grid is watched ---------------------------------------------------------------------------------------------
@@ -146,19 +150,23 @@ def _torch(batch: Batch, threads: int) -> Job:
 def observed(batch: Batch, variant: str) -> Job:
     """`FakeQuantize` in training: the range, the grid, and the rounding."""
     module = FakeQuantize(MinMaxObserver, QMIN, QMAX, dtype="qint8", qscheme="per_tensor_affine")
-    return _our_job(module, batch)
+    return _job(batch, _leaf, module)
 
 
-def _their_observed(name: str, observer: str, batch: Batch, threads: int) -> Job:
+def _torch_observed(name: str, observer: str, batch: Batch, threads: int) -> Job:
     import torch
     import torch.ao.quantization as tq
 
     kind = {"dtype": torch.qint8, "qscheme": torch.per_tensor_affine}
-    module = getattr(tq, name)(getattr(tq, observer), QMIN, QMAX, **kind)
-    return _their_job(module, batch)
+    return _job(batch, _torch_leaf, getattr(tq, name)(getattr(tq, observer), QMIN, QMAX, **kind))
 
 
 # ---- the grid is learned ---------------------------------------------------------------------------------------------
+
+
+def _parameters(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and zero point as they are learned: float32, one or one a channel."""
+    return np.atleast_1d(batch.scale), np.atleast_1d(batch.zero_point).astype(np.float32)
 
 
 def learned(batch: Batch, variant: str) -> Job:
@@ -167,46 +175,17 @@ def learned(batch: Batch, variant: str) -> Job:
     observer = PerChannelMinMaxObserver if batch.per_channel else MinMaxObserver
     module = LearnableFakeQuantize(observer, QMIN, QMAX, dtype="qint8", qscheme=f"per_{of}_affine")
     module.enable_param_learning()
-    module.scale.data, module.zero_point.data = np.atleast_1d(batch.scale), _as_float(batch.zero_point)
-    job, parameters = _our_job(module, batch), (module.scale, module.zero_point)
-
-    def call() -> object:
-        for parameter in parameters:
-            parameter.grad = None
-        return job.call()
-
-    def get(y: object) -> np.ndarray:
-        return _flat(job.values(y), *(parameter.grad.data for parameter in parameters))  # type: ignore[union-attr]
-
-    return Job(call, get, _flat(job.expected, batch.learned()))
+    module.scale.data, module.zero_point.data = _parameters(batch)
+    return _job(batch, _leaf, module, (module.scale, module.zero_point))
 
 
 def _torch_learned(batch: Batch, threads: int) -> Job:
     import torch
 
-    parameters = [tensor(np.atleast_1d(batch.scale)), tensor(_as_float(batch.zero_point))]
-    for parameter in parameters:
-        parameter.requires_grad_()
-    if batch.per_channel:
-        rest = 0, QMIN, QMAX, 1.0
-        job = _their_job(lambda x: torch._fake_quantize_learnable_per_channel_affine(x, *parameters, *rest), batch)
-    else:
-        limits = QMIN, QMAX, 1.0
-        job = _their_job(lambda x: torch._fake_quantize_learnable_per_tensor_affine(x, *parameters, *limits), batch)
-
-    def call() -> object:
-        for parameter in parameters:
-            parameter.grad = None
-        return job.call()
-
-    def get(y: object) -> np.ndarray:
-        return _flat(job.values(y), *(parameter.grad.numpy() for parameter in parameters))
-
-    return Job(call, get, _flat(job.expected, batch.learned()))
-
-
-def _as_float(zero_point: np.ndarray) -> np.ndarray:
-    return np.atleast_1d(zero_point).astype(np.float32)
+    grid, axis = tuple(map(_torch_leaf, _parameters(batch))), (0,) if batch.per_channel else ()
+    of = "channel" if batch.per_channel else "tensor"
+    function = getattr(torch, f"_fake_quantize_learnable_per_{of}_affine")
+    return _job(batch, _torch_leaf, lambda x: function(x, *grid, *axis, QMIN, QMAX, 1.0), grid)
 
 
 # ---- all of them -----------------------------------------------------------------------------------------------------
@@ -219,7 +198,7 @@ def _operation(name: str, per_channel: bool, beyond: int, mine: Any, *peers: tup
 
 def _modules(*names: str) -> list[tuple[str, Any]]:
     kinds = {"FakeQuantize": "MinMaxObserver", "FusedMovingAvgObsFakeQuantize": "MovingAverageMinMaxObserver"}
-    return [(f"torch.ao {name}", partial(_their_observed, name, kinds[name])) for name in names]
+    return [(f"torch.ao {name}", partial(_torch_observed, name, kinds[name])) for name in names]
 
 
 OPERATIONS = (

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import os
-import threading
 import time
 from dataclasses import replace
 
@@ -161,14 +161,29 @@ def test_the_slow_stay_out_once_their_share_is_spent():
     assert len({len(runner.seconds) for runner in found.values()}) == 1
 
 
-def test_a_turn_begins_when_the_last_ones_threads_are_done():
-    """As with libraries whose threads spin for their next work."""
-    until = time.perf_counter() + 0.1
-    spinning = threading.Thread(target=lambda: [None for _ in iter(lambda: time.perf_counter() < until, False)])
-    spinning.start()
+class Clock:
+    """Time that passes in sleep alone, during which this process works until it is `busy` no more."""
+
+    def __init__(self, busy):
+        self.now, self.busy = 0.0, busy
+
+    def perf_counter(self):
+        return self.now
+
+    def process_time(self):
+        return min(self.now, self.busy)
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+@pytest.mark.parametrize(("busy", "until"), [(0.0, timing.LOOK), (0.1, 0.1), (math.inf, timing.PATIENCE)])
+def test_a_turn_begins_when_the_last_ones_threads_are_done(monkeypatch, busy, until):
+    """As with libraries whose threads spin for their next work; but there is an end to patience."""
+    clock = Clock(busy)
+    monkeypatch.setattr(timing, "time", clock)
     timing.settle()
-    assert time.perf_counter() >= until - timing.LOOK
-    spinning.join()
+    assert until - 1e-9 <= clock.now <= until + 2 * timing.LOOK
 
 
 def test_ratios_are_of_the_same_round():

@@ -24,7 +24,7 @@ from minquant.kernels.isa import Isa
 from minquant.kernels.kept import kept
 from minquant.kernels.packed import Packed
 from minquant.kernels.packing import pack, room
-from minquant.kernels.threads import in_parts, thread_count
+from minquant.kernels.threads import in_parts
 
 __all__ = ["product_conv"]
 
@@ -80,7 +80,8 @@ def product_conv(
     out = np.empty((images.count, len(qw)), fused.dtype_of(epilogue))
     sums_of = (_depthwise if depthwise else _multiplied)(images, qx.shape[1], zero_point, qw, geometry, isa)
     row_bytes = 1 if depthwise else qw[0].size * isa.operand_dtype.itemsize
-    ends = _blocks(len(out), min(WINDOWS // max(1, row_bytes), SUMS // max(1, len(qw))))
+    most = max(FEWEST_PLACES, min(WINDOWS // max(1, row_bytes), SUMS // max(1, len(qw))))
+    ends = fused.blocks(len(out), most, isa.rows)
 
     def work(first: int, last: int) -> None:
         for i in range(first, last):
@@ -119,13 +120,6 @@ def _with_a_first_axis(geometry: Geometry) -> Geometry:
     )
 
 
-def _blocks(count: int, most: int) -> list[int]:
-    """Where blocks of places begin and end: all about equal, and as many for each thread."""
-    threads = thread_count()
-    blocks = max(1, -(-count // (max(FEWEST_PLACES, most) * threads))) * threads
-    return [count * i // blocks for i in range(blocks + 1)]
-
-
 # ---- with the dot-product instruction --------------------------------------------------------------------------------
 
 
@@ -142,9 +136,11 @@ def _multiplied(
         groups = []
         for group, packed in enumerate(filters):
             _gather(images, group * per_group, first, last, shift, windows)
-            groups.append(np.empty((last - first, packed.shape[1]), np.int32))
-            cpu.multiply_entered(windows, packed, shift + zero_point, groups[-1])
-        return groups[0] if len(groups) == 1 else np.concatenate(groups, axis=1)
+            groups.append(cpu.room_for_sums(last - first, packed))
+            cpu.multiply(windows, packed, shift + zero_point, last - first, groups[-1])
+        if len(groups) == 1:
+            return groups[0]
+        return np.concatenate([sums[: last - first, : packed.shape[1]] for sums in groups], axis=1)
 
     return sums_of
 

@@ -17,6 +17,7 @@ from functools import cache, lru_cache
 import numpy as np
 from numba import njit
 
+from minquant.kernels.elements import fingerprint
 from minquant.kernels.isa import ISAS, chosen
 from minquant.kernels.kept import kept
 from minquant.kernels.packed import Packed
@@ -24,7 +25,7 @@ from minquant.kernels.packing import enter, pack
 from minquant.kernels.simd import load_tile, multiply_add, store_tile
 from minquant.kernels.threads import in_parts
 
-__all__ = ["matmul", "pack_weight"]
+__all__ = ["matmul", "multiply", "pack_weight", "room_for_sums", "tile_rows"]
 
 BLOCK = 200_000
 """Bytes of the left operand that stay in the second-level cache while all panels pass by."""
@@ -44,39 +45,43 @@ def matmul(a: np.ndarray, b: np.ndarray | Packed, zero_point: int = 0) -> np.nda
     packed = b if isinstance(b, Packed) else pack_weight(b)
     if not isinstance(packed, Packed):
         return _plain(a, packed)
-    out = np.empty((len(a), packed.shape[1]), np.int32)
-    work = _work(a, packed, zero_point, out)
-    in_parts(work, len(packed.panels), operations=2 * a.size * packed.shape[1])
-    return out
-
-
-def multiply(a: np.ndarray, b: Packed, zero_point: int, out: np.ndarray) -> None:
-    """The same, into `out`, in this thread."""
-    _work(a, b, zero_point, out)(0, len(b.panels))
-
-
-def multiply_entered(entered: np.ndarray, b: Packed, zero_point: int, out: np.ndarray) -> None:
-    """The same of a left operand that `enter` need not touch: of the instruction's dtype, with `zero_point` inside."""
-    kernel = _kernel(ISAS.index(b.isa), _tile_rows(len(out), b.isa.rows))
-    kernel(entered, b.panels, 0, len(b.panels), b.sums * np.int32(-zero_point), out)
-
-
-def _work(a: np.ndarray, packed: Packed, zero_point: int, out: np.ndarray) -> Callable[[int, int], None]:
-    """What computes all rows of some of the panels."""
-    isa = packed.isa
-    rows = _tile_rows(len(a), isa.rows)
+    isa, M = packed.isa, len(a)
+    out, rows = room_for_sums(M, packed), tile_rows(M, isa.rows)
     entered, shift = enter(a, isa, rows)
-    start = packed.sums * np.int32(-(shift + zero_point))
-    kernel = _kernel(ISAS.index(isa), rows)
+    in_parts(
+        lambda first, last: multiply(entered, packed, shift + zero_point, M, out, first, last),
+        len(packed.panels),
+        operations=2 * a.size * packed.shape[1],
+    )
+    return np.ascontiguousarray(out[:M, : packed.shape[1]])
 
-    def work(first: int, last: int) -> None:
-        kernel(entered, packed.panels, first, last, start, out)
 
-    return work
+def room_for_sums(M: int, b: Packed) -> np.ndarray:
+    """Memory for M rows of sums in whole tiles, int32: a kernel knows no edges."""
+    rows = tile_rows(M, b.isa.rows)
+    return np.empty((-(-M // rows) * rows, len(b.panels) * b.isa.columns), np.int32)
+
+
+def multiply(
+    entered: np.ndarray, b: Packed, zero_point: int, M: int, out: np.ndarray, first: int = 0, last: int | None = None
+) -> None:
+    """M rows of sums into `out`, from `room_for_sums`, for some of the panels, in this thread.
+
+    Args:
+        entered: the left operand as `enter` makes it.
+        b: the right operand.
+        zero_point: of the left operand, the shift of `enter` added.
+        M: rows that count; as many as whole tiles take are there and written.
+        out: the sums.
+        first: panel.
+        last: panel, not included; all if left out.
+    """
+    kernel = _kernel(ISAS.index(b.isa), tile_rows(M, b.isa.rows))
+    kernel(entered, b.panels, first, len(b.panels) if last is None else last, b.sums * np.int32(-zero_point), out)
 
 
 @lru_cache(maxsize=1024)
-def _tile_rows(M: int, most: int) -> int:
+def tile_rows(M: int, most: int) -> int:
     """How high tiles should be, if a tile of r rows takes r + 1 units of time, missing rows included."""
     return min(range(1, most + 1), key=lambda r: (-(-M // r) * (r + 1), -r))
 
@@ -86,12 +91,13 @@ def _kernel(place: int, rows: int) -> Callable[..., None]:
     """The kernel of the instruction ``ISAS[place]`` for tiles of that many rows, compiled when it is first called."""
     isa = ISAS[place]
     columns, bytes_of_a, bytes_of_b = isa.columns, isa.group * isa.operand_dtype.itemsize, isa.columns * isa.group
+    simd_version = fingerprint()
 
     @njit(cache=True, nogil=True)
     def kernel(a: np.ndarray, panels: np.ndarray, first: int, last: int, start: np.ndarray, out: np.ndarray) -> None:
-        steps, (M, N) = panels.shape[1], out.shape
-        row_of_a, row_of_out = a.shape[1] * a.itemsize, 4 * N
-        scratch = np.empty((rows, columns), np.int32)
+        simd_version  # noqa: B018 (so that kernels kept on disk are compiled anew when the instructions change)
+        M, steps = out.shape[0], panels.shape[1]
+        row_of_a, row_of_out = a.shape[1] * a.itemsize, 4 * out.shape[1]
         block = max(1, BLOCK // max(1, rows * row_of_a)) * rows
         for top in range(0, M, block):
             for p in range(first, last):
@@ -101,13 +107,7 @@ def _kernel(place: int, rows: int) -> Callable[..., None]:
                     tile = load_tile(place, rows, start.ctypes.data + 4 * columns * p, 0)
                     for k in range(steps):
                         tile = multiply_add(place, tile, values + k * bytes_of_a, row_of_a, panel + k * bytes_of_b)
-                    if m + rows <= M and (p + 1) * columns <= N:
-                        store_tile(place, tile, out.ctypes.data + m * row_of_out + 4 * columns * p, row_of_out)
-                    else:  # the result ends within the tile
-                        store_tile(place, tile, scratch.ctypes.data, 4 * columns)
-                        for i in range(min(rows, M - m)):
-                            for n in range(p * columns, min((p + 1) * columns, N)):
-                                out[m + i, n] = scratch[i, n - p * columns]
+                    store_tile(place, tile, out.ctypes.data + m * row_of_out + 4 * columns * p, row_of_out)
 
     return kernel
 

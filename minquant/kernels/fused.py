@@ -19,9 +19,10 @@ from minquant.kernels import cpu
 from minquant.kernels.elements import fingerprint, prepare
 from minquant.kernels.epilogue import Epilogue, ToReal
 from minquant.kernels.packed import Packed
+from minquant.kernels.packing import enter
 from minquant.kernels.threads import in_parts, thread_count
 
-__all__ = ["dtype_of", "finish", "finish_rows", "product"]
+__all__ = ["blocks", "dtype_of", "finish", "finish_rows", "product"]
 
 SUMS = 65_536
 """Of a block: 256 kB."""
@@ -46,16 +47,17 @@ def product(a: np.ndarray, zero_point: int, b: Packed, epilogue: Epilogue) -> np
     """
     M, N = len(a), b.shape[1]
     out = np.empty((M, N), dtype_of(epilogue))
-    ends = _blocks(M, N)
+    ends = blocks(M, max(FEWEST_ROWS, SUMS // max(1, N)), b.isa.rows)
     if len(ends) == 2:
         finish_rows(cpu.matmul(a, b, zero_point), epilogue, 0, out)
         return out
 
     def work(first: int, last: int) -> None:
         for i in range(first, last):
-            rows = slice(ends[i], ends[i + 1])
-            sums = np.empty((ends[i + 1] - ends[i], N), np.int32)
-            cpu.multiply(a[rows], b, zero_point, sums)
+            rows, count = slice(ends[i], ends[i + 1]), ends[i + 1] - ends[i]
+            sums = cpu.room_for_sums(count, b)
+            entered, shift = enter(a[rows], b.isa, cpu.tile_rows(count, b.isa.rows))
+            cpu.multiply(entered, b, shift + zero_point, count, sums)
             finish_rows(sums, epilogue, ends[i], out[rows])
 
     in_parts(work, len(ends) - 1, operations=2 * a.size * N)
@@ -69,14 +71,13 @@ def finish(acc: np.ndarray, epilogue: Epilogue) -> np.ndarray:
     return out
 
 
-def _blocks(M: int, N: int) -> list[int]:
-    """Where blocks of rows begin and end: all about equal, and as many for each thread."""
-    most = max(FEWEST_ROWS, SUMS // max(1, N))
+def blocks(M: int, most: int, rows: int) -> list[int]:
+    """Where blocks of about `most` rows begin and end: whole tiles, and as many blocks for each thread."""
     if M <= most:
         return [0, M]
-    threads = thread_count()
-    count = -(-M // (most * threads)) * threads
-    return [M * i // count for i in range(count + 1)]
+    tiles, threads = -(-M // rows), thread_count()
+    count = min(tiles, -(-M // (most * threads)) * threads)
+    return [min(M, tiles * i // count * rows) for i in range(count + 1)]
 
 
 def dtype_of(epilogue: Epilogue) -> np.dtype:
@@ -85,8 +86,8 @@ def dtype_of(epilogue: Epilogue) -> np.dtype:
 
 
 def finish_rows(acc: np.ndarray, epilogue: Epilogue, first: int, out: np.ndarray) -> None:
-    """Rows of the result, whose first is that of `acc` and row `first` of the whole."""
-    M, N = acc.shape
+    """Rows of the result, which begin with row `first` of the whole; of the sums, what lies beyond is left out."""
+    M, N = out.shape
     if isinstance(epilogue, ToReal):
         x_scale = epilogue.x_scale if np.ndim(epilogue.x_scale) == 0 else epilogue.x_scale[first : first + M, 0]
         lowest = ZERO if epilogue.relu else NO_BOUND
@@ -120,9 +121,9 @@ def _to_real(function: Callable[..., float]) -> Callable[..., None]:
         acc: np.ndarray, x_scale: np.ndarray, w_scale: np.ndarray, bias: np.ndarray, lowest: float, out: np.ndarray
     ) -> None:
         mark  # noqa: B018 (see elements.py)
-        for m in range(acc.shape[0]):
+        for m in range(out.shape[0]):
             scale = x_scale[m]
-            for n in range(acc.shape[1]):
+            for n in range(out.shape[1]):
                 out[m, n] = np.maximum(function(acc[m, n], scale, w_scale[n], bias[n]), lowest)
 
     return kernel
@@ -146,8 +147,8 @@ def _to_codes(function: Callable[..., float]) -> Callable[..., None]:
         out: np.ndarray,
     ) -> None:
         mark  # noqa: B018 (see elements.py)
-        for m in range(acc.shape[0]):
-            for n in range(acc.shape[1]):
+        for m in range(out.shape[0]):
+            for n in range(out.shape[1]):
                 code = function(acc[m, n], a[n], b[n], c[n], d[n], zero_point)
                 out[m, n] = min(max(code, lowest), highest)
 

@@ -111,9 +111,7 @@ def warm_up() -> None:
         for dtype in (np.uint8, np.int8):
             a = np.ones((rows, 5), dtype)
             entered, _ = cpu.enter(a, kind, rows)
-            out = np.empty((rows, 3), np.int32)
-            kernel = cpu._kernel(ISAS.index(kind), rows)
-            kernel(entered, packed.panels, 0, len(packed.panels), packed.sums, out)
+            cpu.multiply(entered, packed, 0, rows, cpu.room_for_sums(rows, packed))
     cpu.matmul(np.asfortranarray(np.ones((2, 5), np.int8)), np.asfortranarray(b)[::-1])
 
 

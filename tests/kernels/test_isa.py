@@ -86,7 +86,7 @@ def test_operands_of_another_sign_are_shifted(name, dtype, entered, shift):
 
 
 def test_tiles_are_as_high_as_pays():
-    assert [cpu._tile_rows(m, 6) for m in (1, 2, 5, 6, 7, 16, 1024)] == [1, 2, 5, 6, 4, 4, 6]
+    assert [cpu.tile_rows(m, 6) for m in (1, 2, 5, 6, 7, 16, 1024)] == [1, 2, 5, 6, 4, 4, 6]
 
 
 # ---- what the processor at hand lacks --------------------------------------------------------------------------------

@@ -73,10 +73,26 @@ class QTensor:
             raise ValueError(
                 f"QTensor: integers must lie in {spec.qmin}…{spec.qmax}, got {integers.min()}…{integers.max()}"
             )
+        self._keep(integers, qparams, copy=True)
+
+    @classmethod
+    def clipped(cls, integers: np.ndarray, qparams: QParams) -> QTensor:
+        """Of integers that arithmetic has just clipped, and that nobody else holds: neither checked nor copied.
+
+        Args:
+            integers: of the spec's dtype, in any memory order.
+            qparams: one scale for all.
+        """
+        new = cls.__new__(cls)
+        new._keep(integers, qparams, copy=False)
+        return new
+
+    def _keep(self, integers: np.ndarray, qparams: QParams, copy: bool) -> None:
+        spec = qparams.spec
         self.shape = integers.shape
         self.qparams = qparams
         self._packed = spec.bits <= PACKED_UP_TO
-        self.storage = pack_bits(integers, spec.bits) if self._packed else integers.astype(spec.dtype)
+        self.storage = pack_bits(integers, spec.bits) if self._packed else integers.astype(spec.dtype, copy=copy)
         self.storage.flags.writeable = False  # so that kernels may keep what they make of it
 
     def int_repr(self) -> np.ndarray:

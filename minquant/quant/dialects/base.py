@@ -143,7 +143,7 @@ class Dialect(ABC):
         rows = x.int_repr().reshape(-1, x.shape[-1])
         codes = self.to_codes(x.qparams.scale, weight.qparams.scale, bias, output, relu)
         q = self.product(rows, x.qparams.zero_point, weight.int_repr(), weight.qparams.zero_point, codes)
-        return QTensor(q.reshape(*x.shape[:-1], len(weight)), output)
+        return QTensor.clipped(q.reshape(*x.shape[:-1], len(weight)), output)
 
     def dynamic_linear(self, x: np.ndarray, weight: QTensor, bias: np.ndarray, relu: bool, spec: QSpec) -> np.ndarray:
         """Dynamic quantized Linear: float32 in, float32 out, integers in between.
@@ -211,7 +211,7 @@ class Dialect(ABC):
             QTensor (N, M, *places) on the grid `output`.
         """
         codes = self.to_codes(x.qparams.scale, weight.qparams.scale, bias, output, relu)
-        return QTensor(geometry.images(self.conv_product(x, weight, geometry, codes), x.shape), output)
+        return QTensor.clipped(geometry.channels_last(self.conv_product(x, weight, geometry, codes), x.shape), output)
 
     def conv_product(self, x: QTensor, weight: QTensor, geometry: Geometry, epilogue: Epilogue) -> np.ndarray:
         """The epilogue of `conv_sums`, (R, M)."""

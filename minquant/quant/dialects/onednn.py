@@ -108,4 +108,6 @@ class ONEDNN(TorchDialect):
     ) -> QTensor:
         """The convolution, with the scales of input and output as the library has them."""
         to_codes = self.codes_of_scales(x_scale, weight.qparams.scale, out_scale, bias, output, relu)
-        return QTensor(geometry.images(self.conv_product(x, weight, geometry, to_codes), x.shape), output)
+        return QTensor.clipped(
+            geometry.channels_last(self.conv_product(x, weight, geometry, to_codes), x.shape), output
+        )

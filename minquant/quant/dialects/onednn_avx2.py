@@ -80,7 +80,7 @@ class ONEDNNWithoutVNNI(ONEDNN):
             return super().conv_of_scales(x, weight, bias, output, relu, geometry, x_scale, out_scale)
         terms = x_scale, weight.qparams.scale, bias, out_scale
         to_codes = codes_on(output, relu, divided_codes, terms, np.float32(output.zero_point))
-        return QTensor(geometry.images(to_codes(self.conv_sums(x, weight, geometry)), x.shape), output)
+        return QTensor.clipped(geometry.channels_last(to_codes(self.conv_sums(x, weight, geometry)), x.shape), output)
 
 
 def is_depthwise(weight_shape: tuple[int, ...], geometry: Geometry) -> bool:

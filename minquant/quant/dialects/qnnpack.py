@@ -50,7 +50,9 @@ class QNNPACK(QNNPACKOperations, TorchDialect):
     ) -> QTensor:
         """The bias is counted in steps of the float64 scale; the rest is a static Conv."""
         to_codes = self.to_codes(np.asarray(scale), weight.qparams.scale, bias, x.qparams, False)
-        return QTensor(geometry.images(self.conv_product(x, weight, geometry, to_codes), x.shape), x.qparams)
+        return QTensor.clipped(
+            geometry.channels_last(self.conv_product(x, weight, geometry, to_codes), x.shape), x.qparams
+        )
 
 
 def codes(acc: Any, integer_bias: Any, multiplier: Any, unused: Any, unused_too: Any, zero_point: Any) -> Any:

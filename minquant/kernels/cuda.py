@@ -3,7 +3,8 @@
 cuBLASLt multiplies int8 by int8 and is particular about it:
 
 - the left operand by rows, the right one by columns; other orders fail, or are slow;
-- K and N multiples of 8, and more than 16 rows (torch refuses fewer; 32 are what its kernels have been tested with);
+- K and N multiples of 8, and more than 16 rows: torch refuses others. Its own tests have multiples of 16 and, in the
+  version after, 32 rows, and so has this; operands begin at multiples of 16 bytes;
 - no uint8: ``a - 128`` is int8, and ``Σ a·b = Σ (a - 128)·b + 128·Σ b``, the last sum a number for each column.
 
 What is missing to a shape is filled with zeros, which add nothing, and cut off the result again. So every result is
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Columns", "accumulate", "columns_of", "cuda_torch", "grouped", "matmul", "product", "unpack_bits"]
 
-LEAST_ROWS, MULTIPLE = 32, 8
+LEAST_ROWS, MULTIPLE = 32, 16
 
 
 def cuda_torch(who: str, instead: str) -> Any:
@@ -72,7 +73,7 @@ class Columns:
 
     Attributes:
         shape: (K, N).
-        values: int8, contiguous, a row for each column of the operand, filled with zeros to multiples of 8.
+        values: int8, contiguous, a row for each column of the operand, filled with zeros to multiples of 16.
         sums: ``Σ_k b[k, n]``, int32 (N,).
     """
 
@@ -121,14 +122,15 @@ def lowered(a: Tensor) -> Tensor:
 
 
 def _multiple(size: int) -> int:
-    """The smallest multiple of 8 that holds it, at least one."""
+    """The smallest multiple of 16 that holds it, at least one."""
     return max(1, -(-size // MULTIPLE)) * MULTIPLE
 
 
 def _filled(x: Tensor, rows: int, columns: int) -> Tensor:
-    """By rows, without gaps, zeros where it ends; x itself if it is so already."""
+    """By rows, without gaps, zeros where it ends, and well aligned; x itself if it is so already."""
     if x.shape == (rows, columns):
-        return x.contiguous()
+        x = x.contiguous()
+        return x.clone() if x.data_ptr() % MULTIPLE else x
     filled = x.new_zeros(rows, columns)
     filled[: x.shape[0], : x.shape[1]] = x
     return filled

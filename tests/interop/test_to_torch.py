@@ -287,6 +287,20 @@ def test_activations_are_tables(dialect, activation, shape):
         assert_same(layer, integers(rng, shape, grid(rng, UINT8)))
 
 
+@pytest.mark.parametrize("dialect", EXACT)
+@pytest.mark.parametrize("norm, shape", [(nn.BatchNorm2d(7), (3, 7, 4, 5)), (nn.BatchNorm1d(7), (6, 7)),
+                                         (nn.BatchNorm1d(7), (2, 7, 5))])  # fmt: skip
+def test_batch_norm_is_a_table_for_each_channel(dialect, norm, shape):
+    rng = np.random.default_rng(22)
+    for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+        tensor.data = rng.uniform(0.1, 2, 7).astype(np.float32)
+    layer = q_between.BetweenGrids(norm.eval(), grid(rng, UINT8, low=0.01), dialect)
+    for _ in range(2):
+        assert_same(layer, integers(rng, shape, grid(rng, UINT8)))
+    with pytest.raises(ValueError, match="BatchNorm"):
+        to_torch(q_between.BetweenGrids(nn.BatchNorm2d(7), layer.output, dialect))
+
+
 POOLS = [nn.AvgPool2d(2), nn.AvgPool2d((3, 2), 1, (1, 1)), nn.AvgPool2d(3, 2), nn.AdaptiveAvgPool2d(1),
          nn.AdaptiveAvgPool2d((2, None)), nn.AdaptiveAvgPool2d((3, 2))]  # fmt: skip
 

@@ -94,7 +94,7 @@ def test_extremes_at_the_largest_k(dtype, value):
 
 
 def test_what_reaches_cublaslt_obeys_its_rules(monkeypatch):
-    """Rows of the left and columns of the right operand, without gaps, in the sizes that it takes."""
+    """Rows of the left and columns of the right operand, without gaps, in the sizes that it takes, aligned."""
     seen = []
     real = torch._int_mm
     monkeypatch.setattr(torch, "_int_mm", lambda a, b: seen.append((a, b)) or real(a, b))
@@ -102,15 +102,17 @@ def test_what_reaches_cublaslt_obeys_its_rules(monkeypatch):
         m, k, n = shape
         for layout in ("plain", "transposed", "sliced"):
             product(np.ones((m, k), np.uint8), np.ones((k, n), np.int8), "cpu", layout)
-    assert len(seen) == 21
+        product(np.ones((32, 16), np.int8), np.ones((16, 16), np.int8), "cpu", "offset")
+    assert len(seen) == 28
     for a, b in seen:
         assert a.dtype == b.dtype == torch.int8
         assert a.is_contiguous() and b.T.is_contiguous()
-        assert len(a) > 16 and a.shape[1] > 0 and a.shape[1] % 8 == 0 and b.shape[1] > 0 and b.shape[1] % 8 == 0
+        assert a.data_ptr() % 16 == b.data_ptr() % 16 == 0
+        assert len(a) >= 32 and min(a.shape[1], b.shape[1]) > 0 and a.shape[1] % 16 == b.shape[1] % 16 == 0
 
 
 def test_a_weight_that_fits_is_not_copied():
-    weight = torch.zeros(16, 24, dtype=torch.int8)
+    weight = torch.zeros(16, 32, dtype=torch.int8)
     assert cuda.columns_of(weight.T).values.data_ptr() == weight.data_ptr()
 
 

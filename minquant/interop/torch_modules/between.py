@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from minquant import nn
 from minquant.quant import QParams, QTensor
 from minquant.quant.dialects import Dialect, get_dialect
 from minquant.quant.dialects.torch_pooling import lies_channels_last
@@ -26,7 +27,7 @@ from minquant.quant.dialects.torch_rounding import in_vectors, whole_channels
 
 from .quantized import Grid, QuantizedTensor, integers_of
 
-__all__ = ["Functional", "Table", "Unary", "every_integer", "places_of_channels", "tables"]
+__all__ = ["Functional", "PerChannelUnary", "Table", "Unary", "every_integer", "tables"]
 
 ALL_WHOLE, NONE_WHOLE = 4, 1 << 40
 """Bytes of a vector register: so few that every element lies in a whole vector, and so many that none does."""
@@ -40,18 +41,22 @@ class Table:
         whole: for every integer (or pair of integers) its result, flat.
         rest: likewise; None where there is no difference.
         output: the grid of the results.
+        places: by the shapes of operands, which elements of the result lie in whole vectors.
     """
 
     whole: Tensor
     rest: Tensor | None
     output: QParams
+    places: dict[Any, Tensor] = field(default_factory=dict)
 
-    def look_up(self, index: Tensor, places: Callable[[], np.ndarray]) -> QuantizedTensor:
-        """The results; `places` says which elements lie in whole vectors, and is asked if it matters."""
+    def look_up(self, index: Tensor, shapes: Any, places: Callable[..., np.ndarray]) -> QuantizedTensor:
+        """The results; ``places(shapes)`` says which elements lie in whole vectors, and is asked once if it matters."""
         if self.rest is None:
             return QuantizedTensor(self.whole[index], self.output)
-        in_whole = torch.tensor(places()).to(index.device)
-        return QuantizedTensor(torch.where(in_whole, self.whole[index], self.rest[index]), self.output)
+        if shapes not in self.places:
+            self.places.clear()  # of the last ones: a model's shapes seldom change
+            self.places[shapes] = torch.tensor(np.array(places(shapes))).to(index.device)
+        return QuantizedTensor(torch.where(self.places[shapes], self.whole[index], self.rest[index]), self.output)
 
 
 def tables(dialect: Dialect, run: Callable[[Any], QTensor], device: torch.device) -> Table:
@@ -84,11 +89,6 @@ def index_of(x: QuantizedTensor) -> Tensor:
     return x.integers.int() - x.qparams.spec.qmin
 
 
-def places_of_channels(dialect: Any, x: QuantizedTensor) -> Callable[[], np.ndarray]:
-    """Which elements of images a channels_last kernel takes in whole vectors."""
-    return lambda: whole_channels(tuple(x.shape), dialect.lanes)
-
-
 class WithOutput(torch.nn.Module):
     """What has a grid for its results, a dialect, and tables.
 
@@ -118,6 +118,10 @@ class WithOutput(torch.nn.Module):
             self._tables[key] = grids, tables(self.dialect, lambda d: run(d, *every, output), device)
         return self._tables[key][1]
 
+    def in_vectors(self, shapes: Sequence[tuple[int, ...]]) -> np.ndarray:
+        """Which elements of the result of operands of these shapes lie in whole vectors."""
+        return in_vectors(list(map(tuple, shapes)), self.dialect.lanes, self.dialect.channels_last)
+
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         self._tables.clear()
         return super()._apply(*args, **kwargs)
@@ -144,8 +148,7 @@ class Unary(WithOutput):
         if not isinstance(x, QuantizedTensor):
             return self.module(x)
         table = self.table(None, (x,), self.run)
-        dialect, shape = self.dialect, tuple(x.shape)
-        return table.look_up(index_of(x), lambda: in_vectors([shape], dialect.lanes, dialect.channels_last))
+        return table.look_up(index_of(x), (x.shape,), self.in_vectors)
 
     def run(self, dialect: Any, every: QTensor, output: QParams) -> QTensor:
         """The layer on every integer."""
@@ -155,6 +158,37 @@ class Unary(WithOutput):
         if rule is None:
             return dialect.in_real_values(self.of_minquant, (every,), output)
         return rule(dialect, self.of_minquant, every, output)
+
+
+class PerChannelUnary(WithOutput):
+    """minquant's `BetweenGrids` of a batch norm in eval: a table for each channel.
+
+    Args:
+        module: minquant's.
+        path: where it stands in the model.
+        real: what it is where real values come.
+    """
+
+    def __init__(self, module: Any, path: str, real: torch.nn.Module) -> None:
+        super().__init__(module, path)
+        self.module = real
+        self.of_minquant = module.module
+
+    def forward(self, x: Any) -> Any:
+        if not isinstance(x, QuantizedTensor):
+            return self.module(x)
+        table = self.table(None, (x,), self.run)
+        steps = x.qparams.spec.qmax - x.qparams.spec.qmin + 1
+        channel = torch.arange(x.shape[1], dtype=torch.int32, device=x.integers.device)
+        index = index_of(x) + steps * channel.reshape(-1, *[1] * (x.ndim - 2))
+        return table.look_up(index, (x.shape,), self.in_vectors)
+
+    def run(self, dialect: Any, every: QTensor, output: QParams) -> QTensor:
+        """The layer on every integer in every channel, (C, integers)."""
+        channels, axes = self.of_minquant.num_features, {nn.BatchNorm1d: 0, nn.BatchNorm2d: 2}[type(self.of_minquant)]
+        rows = np.repeat(every.int_repr()[:, np.newaxis], channels, axis=1).reshape(len(every), channels, *[1] * axes)
+        y = dialect.in_real_values(self.of_minquant, (QTensor(rows, every.qparams),), output)
+        return QTensor(y.int_repr().reshape(len(every), channels).T, output)
 
 
 class Functional(WithOutput):
@@ -195,7 +229,7 @@ class Functional(WithOutput):
         done = []
         for i, part in enumerate(parts):
             table = self.table(("cat", i, by_channel), (part,), lambda d, a, output: _joined(d, a, by_channel, output))
-            done.append(table.look_up(index_of(part), places_of_channels(dialect, part)).integers)
+            done.append(table.look_up(index_of(part), part.shape, lambda s: whole_channels(s, dialect.lanes)).integers)
         return QuantizedTensor(torch.cat(done, dim), self.output.qparams)
 
     def matmul(self, x: QuantizedTensor, y: QuantizedTensor) -> QuantizedTensor:
@@ -214,13 +248,11 @@ class Functional(WithOutput):
         alike = x.shape == y.shape  # qnnpack has another kernel for operands that broadcast
         table = self.table((name, alike), (x, y), lambda d, a, b, output: run(d, *_pairs(a, b, alike), output))
         steps = y.qparams.spec.qmax - y.qparams.spec.qmin + 1
-        dialect, shapes = self.dialect, [tuple(x.shape), tuple(y.shape)]
-        index = index_of(x) * steps + index_of(y)
-        return table.look_up(index, lambda: in_vectors(shapes, dialect.lanes, dialect.channels_last))
+        return table.look_up(index_of(x) * steps + index_of(y), (x.shape, y.shape), self.in_vectors)
 
     def _each(self, key: Any, x: Any, run: Callable[..., QTensor]) -> QuantizedTensor:
         x = integers_of(x, self)
-        return self.table(key, (x,), run).look_up(index_of(x), lambda: np.ones(tuple(x.shape), bool))
+        return self.table(key, (x,), run).look_up(index_of(x), (x.shape,), self.in_vectors)
 
 
 def _pairs(a: QTensor, b: QTensor, alike: bool) -> tuple[QTensor, QTensor]:

@@ -15,7 +15,7 @@ from minquant.quant.observers import Observer
 from minquant.quant.weighted import QATWeighted
 
 from . import pooling, rules
-from .between import Unary
+from .between import PerChannelUnary, Unary
 from .covered import QUANTIZED
 from .ends import DeQuantize
 from .floats import FloatFunctional, Stub, float_kind, float_layer
@@ -25,7 +25,8 @@ __all__ = ["build"]
 
 COVERED = (
     "covered are Linear and Conv1d/2d, static and dynamic, QuantStub and DeQuantStub, ReLU, MaxPool2d, average "
-    "pooling, Sigmoid, Tanh, GELU, SiLU, Flatten, FloatFunctional but for matmul, Embedding, containers, float layers"
+    "pooling, batch norm in eval, Sigmoid, Tanh, GELU, SiLU, Flatten, FloatFunctional but for matmul, Embedding, "
+    "containers, float layers"
 )
 ADDS = (
     "adds real values, in an order that each device chooses, so that its integers could differ; put it between a "
@@ -106,6 +107,8 @@ class _Building:
             kind: Any = pooling.AvgPool2d if isinstance(inner, nn.AvgPool2d) else pooling.AdaptiveAvgPool2d
             obstacle = pooling.uncovered_pool(dialect) or rules.uncovered_quantize(dialect)
             return self._checked(path, own, obstacle, lambda: kind(own, path, self.module(f"{path}.module", inner)))
+        if isinstance(inner, nn.BatchNorm1d | nn.BatchNorm2d) and inner.track_running_stats and not inner.training:
+            return PerChannelUnary(own, path, self.module(f"{path}.module", inner))
         if isinstance(inner, ELEMENTWISE):
             return Unary(own, path, self.module(f"{path}.module", inner))
         self._problem(path, own, f"{type(inner).__name__} between two grids {ADDS}")

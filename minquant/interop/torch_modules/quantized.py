@@ -171,6 +171,7 @@ class Weight(Grid):
         self.shape = weight.shape
         self.register_buffer("integers", torch.tensor(weight.storage))
         self._columns: list[Columns] | None = None
+        self._has_zero_points: bool | None = None
 
     @property
     def is_packed(self) -> bool:
@@ -180,7 +181,9 @@ class Weight(Grid):
     @property
     def has_zero_points(self) -> bool:
         """Whether they differ from 0 once the integers are signed, so that there is something to take out."""
-        return bool((self.qparams.zero_point != (0 if self.spec.signed else 128)).any())
+        if self._has_zero_points is None:
+            self._has_zero_points = bool((self.qparams.zero_point != (0 if self.spec.signed else 128)).any())
+        return self._has_zero_points
 
     def unpacked(self) -> Tensor:
         """int8 or uint8, in the weight's shape."""
@@ -209,7 +212,7 @@ class Weight(Grid):
 
     def _forget(self) -> None:
         super()._forget()
-        self._columns = None
+        self._columns = self._has_zero_points = None
 
     def extra_repr(self) -> str:
         return f"{tuple(self.shape)}, {super().extra_repr()}"

@@ -67,8 +67,13 @@ def finish_of(epilogue: Epilogue, device: torch.device) -> Finish:
 
 
 def on_device(arrays: Any, device: torch.device) -> tuple[Tensor, ...]:
-    """NumPy's arrays and numbers as tensors."""
-    return tuple(torch.tensor(np.array(a)).to(device) for a in arrays)
+    """NumPy's arrays and numbers as tensors; a number needs no transfer, a kernel fills it in."""
+    return tuple(_filled(a, device) if np.ndim(a) == 0 else torch.tensor(np.array(a), device=device) for a in arrays)
+
+
+def _filled(number: Any, device: torch.device) -> Tensor:
+    dtype = getattr(torch, np.asarray(number).dtype.name)
+    return torch.full((), np.asarray(number).item(), dtype=dtype, device=device)
 
 
 def uncovered_product(dialect: Dialect) -> str:

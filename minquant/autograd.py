@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from minquant.kernels.choice import compiled
 from minquant.tensor import FLOATS, Tensor, as_tensor, is_float
 
 if TYPE_CHECKING:
@@ -240,9 +242,36 @@ def _accumulate(t: Tensor, grad: np.ndarray) -> None:
 
 def total(x: np.ndarray, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> np.ndarray:
     """Sum of x, accumulated in float64 (integers in int64) and rounded once."""
+    kernels = compiled("sums", x.size) if x.dtype == np.float32 and x.flags.c_contiguous else None
+    blocks = by_channel(x.shape, axis) if kernels else None
+    if blocks is not None:
+        return kernels.channel_sums(x.reshape(blocks)).astype(np.float32).reshape(_left(x.shape, axis, keepdims))
     if is_float(x.dtype):
         return np.asarray(x.sum(axis=axis, dtype=np.float64, keepdims=keepdims)).astype(x.dtype, copy=False)
     return np.asarray(x.sum(axis=axis, dtype=np.int64, keepdims=keepdims))
+
+
+def by_channel(shape: tuple[int, ...], axis: int | tuple[int, ...] | None) -> tuple[int, int, int] | None:
+    """A shape as (before, channels, after), if summing over `axis` leaves neighbouring axes, the channels, or none."""
+    axes = _axes(shape, axis)
+    kept = [i for i in range(len(shape)) if i not in axes]
+    if not kept:
+        return 1, 1, math.prod(shape)
+    first, last = kept[0], kept[-1] + 1
+    if len(kept) < last - first:
+        return None
+    return math.prod(shape[:first]), math.prod(shape[first:last]), math.prod(shape[last:])
+
+
+def _axes(shape: tuple[int, ...], axis: int | tuple[int, ...] | None) -> list[int]:
+    if axis is None:
+        return list(range(len(shape)))
+    return [i % len(shape) for i in (axis if isinstance(axis, tuple) else (axis,))]
+
+
+def _left(shape: tuple[int, ...], axis: int | tuple[int, ...] | None, keepdims: bool) -> list[int]:
+    axes = _axes(shape, axis)
+    return [1 if i in axes else n for i, n in enumerate(shape) if keepdims or i not in axes]
 
 
 def unbroadcast(grad: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minquant.functional.windows import Sizes, add_windows, check_fits, pad, per_axis, unpad, windows
+from minquant.functional.windows import Sizes, add_windows, check_fits, offsets, pad, per_axis, places, unpad, windows
+from minquant.kernels.choice import compiled
 
 __all__ = ["Geometry", "check_groups"]
 
@@ -58,14 +59,17 @@ class Geometry:
 
     def places(self, size: Sequence[int]) -> tuple[int, ...]:
         """(H, W) -> (Ho, Wo)."""
-        return tuple(
-            (n - d * (k - 1) - 1) // s + 1
-            for n, k, s, d in zip(self.padded(size), self.kernel, self.stride, self.dilation, strict=True)
-        )
+        return places(self.padded(size), self.kernel, self.stride, self.dilation)
 
     def columns(self, x: np.ndarray, fill: int = 0) -> np.ndarray:
         """(N, C, H, W) -> (G, R, K), padded with `fill`."""
-        seen = windows(pad(x, self.padding, fill), self.kernel, self.stride, self.dilation)  # (N, C, Ho, Wo, kh, kw)
+        padded = pad(x, self.padding, fill)
+        kernels = compiled("windows", x.size)
+        if kernels:
+            size = math.prod(padded.shape[1:]) // self.groups
+            images = np.ascontiguousarray(padded).reshape(len(x), self.groups, size)
+            return kernels.columns(images, *self._offsets(padded.shape))
+        seen = windows(padded, self.kernel, self.stride, self.dilation)  # (N, C, Ho, Wo, kh, kw)
         seen = np.moveaxis(seen, 1, x.ndim - 1)  # (N, Ho, Wo, C, kh, kw)
         rows = math.prod(seen.shape[: x.ndim - 1])
         size = x.shape[1] * math.prod(self.kernel) // self.groups
@@ -77,16 +81,34 @@ class Geometry:
 
     def images(self, rows: np.ndarray, x_shape: Sequence[int]) -> np.ndarray:
         """(R, M) -> (N, M, Ho, Wo), the outputs of an input of that shape, C-contiguous."""
+        return np.ascontiguousarray(self.channels_last(rows, x_shape))
+
+    def channels_last(self, rows: np.ndarray, x_shape: Sequence[int]) -> np.ndarray:
+        """The same, as they lie in `rows`: the channels of a place are neighbours in memory."""
         out = rows.reshape(x_shape[0], *self.places(x_shape[2:]), rows.shape[-1])
-        return np.ascontiguousarray(np.moveaxis(out, -1, 1))
+        return np.moveaxis(out, -1, 1)
 
     def scatter(self, columns: np.ndarray, x_shape: Sequence[int]) -> np.ndarray:
         """The transpose of `columns`: (G, R, K) -> (N, C, H, W), each element the sum of what saw it."""
-        places = self.places(x_shape[2:])
-        seen = columns.swapaxes(0, 1).reshape(x_shape[0], *places, x_shape[1], *self.kernel)  # (N, Ho, Wo, C, kh, kw)
-        seen = np.moveaxis(seen, len(places) + 1, 1)  # (N, C, Ho, Wo, kh, kw)
-        whole = add_windows(seen, self.padded(x_shape[2:]), self.kernel, self.stride, self.dilation)
+        counts, size = self.places(x_shape[2:]), self.padded(x_shape[2:])
+        kernels = compiled("windows", columns.size)
+        if kernels and columns.dtype == np.float32:
+            shape = (*x_shape[:2], *size)
+            starts, taps = self._offsets(shape)
+            images = kernels.add_columns(
+                np.ascontiguousarray(columns), starts, taps, math.prod(shape[1:]) // self.groups
+            )
+            return unpad(images.reshape(shape), self.padding)
+        seen = columns.swapaxes(0, 1).reshape(x_shape[0], *counts, x_shape[1], *self.kernel)  # (N, Ho, Wo, C, kh, kw)
+        seen = np.moveaxis(seen, len(counts) + 1, 1)  # (N, C, Ho, Wo, kh, kw)
+        whole = add_windows(seen, size, self.kernel, self.stride, self.dilation)
         return unpad(whole, self.padding)
+
+    def _offsets(self, padded: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Places (P,) and taps (K,) in the memory of the channels of one group of a padded (N, C, H, W)."""
+        starts, taps = offsets(padded[2:], self.kernel, self.stride, self.dilation)
+        channels = np.arange(padded[1] // self.groups) * math.prod(padded[2:])
+        return starts, (channels[:, None] + taps).reshape(-1)
 
 
 def _padding_of(

@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minquant.autograd import Function, no_grad, total
+from minquant.autograd import Function, by_channel, total
 from minquant.functional.movement import reshape
-from minquant.functional.reduce import mean, var
 from minquant.functional.windows import per_axis
-from minquant.tensor import Tensor, as_tensor
+from minquant.kernels.choice import compiled
+from minquant.tensor import Tensor, as_tensor, is_float
 
 if TYPE_CHECKING:
     from minquant.tensor import TensorLike
+
+
+LONG_RUN = 8
+"""Neighbours in memory, of one channel, from which a kernel is faster than NumPy."""
 
 
 class Standardize(Function):
@@ -26,19 +30,50 @@ class Standardize(Function):
 
     floats_only = True
 
-    def forward(self, x: np.ndarray, axes: tuple[int, ...], eps: float) -> np.ndarray:
+    def forward(
+        self, x: np.ndarray, axes: tuple[int, ...], eps: float, moments: tuple[np.ndarray, np.ndarray] | None = None
+    ) -> np.ndarray:
         self.axes = axes
-        wide = x.astype(np.float64)
-        centred = wide - _mean(wide, axes)
-        self.scale = 1 / np.sqrt(_mean(centred * centred, axes) + eps)
-        out = (centred * self.scale).astype(x.dtype)
+        sums, squares = moments_of(x, axes) if moments is None else moments
+        n = math.prod(x.shape[i] for i in axes)
+        self.scale = 1 / np.sqrt(squares / n + eps)
+        blocks, kernels = _in_blocks(x, axes)
+        if kernels:
+            out = kernels.standardize(blocks, (sums / n).reshape(-1), self.scale.reshape(-1)).reshape(x.shape)
+        else:
+            out = ((x.astype(np.float64) - sums / n) * self.scale).astype(x.dtype)
         self.save(out)
         return out
 
     def backward(self, grad: np.ndarray) -> np.ndarray:
         (out,) = self.saved
+        blocks, kernels = _in_blocks(grad, self.axes)
+        if kernels and out.dtype == np.float32:
+            y = np.ascontiguousarray(out).reshape(blocks.shape)
+            return kernels.standardize_backward(blocks, y, self.scale.reshape(-1)).reshape(grad.shape)
         wide = grad.astype(np.float64)
         return (wide - _mean(wide, self.axes) - out * _mean(wide * out, self.axes)) * self.scale
+
+
+def moments_of(x: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Σ x and Σ (x − mean)² over `axes`, in float64; the axes stay, with size 1."""
+    blocks, kernels = _in_blocks(x, axes)
+    if kernels:
+        left = [1 if i in axes or i - x.ndim in axes else n for i, n in enumerate(x.shape)]
+        sums, squares = kernels.moments(blocks)
+        return sums.reshape(left), squares.reshape(left)
+    with np.errstate(all="ignore"):
+        wide = x.astype(np.float64)
+        sums = total(wide, axes, keepdims=True)
+        centred = wide - sums / math.prod(x.shape[i] for i in axes)
+        return sums, total(centred * centred, axes, keepdims=True)
+
+
+def _in_blocks(x: np.ndarray, axes: tuple[int, ...]) -> tuple[Any, Any]:
+    """X as (before, channels, after) and the kernels for it, if its runs are worth it."""
+    blocks = by_channel(x.shape, axes) if x.dtype == np.float32 else None
+    kernels = compiled("sums", x.size) if blocks is not None and blocks[2] >= LONG_RUN else None
+    return (np.ascontiguousarray(x).reshape(blocks), kernels) if kernels else (x, None)
 
 
 class StandardizeBy(Function):
@@ -126,8 +161,11 @@ def batch_norm(
     axes = (0, *range(2, len(shape)))
     if training:
         _check_several(shape)
-        out = Standardize.apply(input, axes=axes, eps=eps)
-        _update(as_tensor(input), axes, running_mean, running_var, momentum)
+        x = as_tensor(input)
+        moments = moments_of(x.data, axes) if is_float(x.dtype) else None
+        out = Standardize.apply(x, axes=axes, eps=eps, moments=moments)
+        if moments is not None:
+            _update(x.data, moments, running_mean, running_var, momentum)
     elif running_mean is None or running_var is None:
         raise ValueError("batch_norm: running_mean and running_var are needed outside training: pass both")
     else:
@@ -160,12 +198,20 @@ def _check_several(shape: tuple[int, ...]) -> None:
 
 
 def _update(
-    x: Tensor, axes: tuple[int, ...], running_mean: Tensor | None, running_var: Tensor | None, momentum: float
+    x: np.ndarray,
+    moments: tuple[np.ndarray, np.ndarray],
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
 ) -> None:
-    with no_grad():
-        for running, batch in ((running_mean, mean), (running_var, var)):
-            if running is not None:
-                running.copy_((1 - momentum) * running + momentum * batch(x, axes))
+    sums, squares = (m.reshape(-1) for m in moments)
+    n = x.size // x.shape[1]
+    for running, batch in (
+        (running_mean, sums.astype(x.dtype) / x.dtype.type(n)),
+        (running_var, (squares / (n - 1)).astype(x.dtype)),
+    ):
+        if running is not None:
+            running.copy_((1 - momentum) * running.data + momentum * batch)
 
 
 def layer_norm(

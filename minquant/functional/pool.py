@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from minquant.autograd import Function, total
-from minquant.functional.windows import Sizes, add_windows, check_axes, check_fits, pad, per_axis, unpad, windows
+from minquant.functional.windows import (
+    Sizes,
+    add_windows,
+    check_axes,
+    check_fits,
+    offsets,
+    pad,
+    per_axis,
+    places,
+    unpad,
+    windows,
+)
+from minquant.kernels.choice import compiled
 from minquant.tensor import Tensor, is_float
 
 if TYPE_CHECKING:
@@ -32,12 +44,28 @@ class MaxPool2d(Function):
         self.padding = [(n, n) for n in padding]
         padded = pad(x, self.padding, -np.inf if is_float(x.dtype) else np.iinfo(x.dtype).min)
         self.padded = padded.shape[-2:]
+        kernels = compiled("windows", x.size)
+        if kernels and x.dtype == np.float32 and x.size:
+            return self._compiled(kernels, padded)
         seen = windows(padded, kernel, stride, dilation)  # (…, Ho, Wo, kh, kw)
         flat = seen.reshape(*seen.shape[:-2], math.prod(kernel))  # (…, Ho, Wo, kh·kw)
         self.index = flat.argmax(-1)[..., None]  # (…, Ho, Wo, 1)
         return np.take_along_axis(flat, self.index, -1)[..., 0]
 
+    def _compiled(self, kernels: Any, padded: np.ndarray) -> np.ndarray:
+        starts, taps = offsets(self.padded, self.kernel, self.stride, self.dilation)
+        out, index = kernels.largest(np.ascontiguousarray(padded).reshape(-1, math.prod(self.padded)), starts, taps)
+        shape = *padded.shape[:-2], *places(self.padded, self.kernel, self.stride, self.dilation)
+        self.index = index.reshape(*shape, 1)
+        return out.reshape(shape)
+
     def backward(self, grad: np.ndarray) -> np.ndarray:
+        kernels = compiled("windows", grad.size)
+        if kernels and grad.dtype == np.float32 and grad.size:
+            starts, taps = offsets(self.padded, self.kernel, self.stride, self.dilation)
+            rows = [np.ascontiguousarray(a).reshape(-1, len(starts)) for a in (grad, self.index)]
+            whole = kernels.add_largest(*rows, starts, taps, math.prod(self.padded))
+            return unpad(whole.reshape(*grad.shape[:-2], *self.padded), self.padding)
         flat = np.zeros((*grad.shape, math.prod(self.kernel)), grad.dtype)  # (…, Ho, Wo, kh·kw)
         np.put_along_axis(flat, self.index, grad[..., None], -1)
         seen = flat.reshape(*grad.shape, *self.kernel)

@@ -140,7 +140,7 @@ class ReLU(Function):
         (out,) = self.saved
         kernels = compiled("activations", out.size)
         if kernels and out.dtype == np.float32 == grad.dtype:
-            return kernels.relu_gradient(*map(np.ascontiguousarray, (out, grad)))
+            return kernels.relu_gradient(np.asarray(out, order="C"), np.asarray(grad, order="C"))
         return np.where(out <= 0, 0, grad)
 
 

@@ -47,9 +47,13 @@ def check_fits(size: Sequence[int], kernel: Sequence[int], dilation: Sequence[in
 
 def pad(x: np.ndarray, padding: Sequence[tuple[int, int]], value: float = 0) -> np.ndarray:
     """X with (before, after) more elements of `value` on each of its last axes."""
-    if not np.any(padding):
+    if not any(map(any, padding)):
         return x
-    return np.pad(x, ((0, 0),) * (x.ndim - len(padding)) + tuple(padding), constant_values=value)
+    axes = len(padding)
+    sizes = [n + sum(p) for n, p in zip(x.shape[-axes:], padding, strict=True)]
+    out = np.full((*x.shape[:-axes], *sizes), value, x.dtype)
+    unpad(out, padding)[...] = x
+    return out
 
 
 def unpad(x: np.ndarray, padding: Sequence[tuple[int, int]]) -> np.ndarray:
@@ -80,3 +84,28 @@ def add_windows(
         places: Any = (..., *(slice(at, at + n * s, s) for at, n, s in zip(starts, counts, stride, strict=True)))
         out[places] += seen[taps]  # no element twice, since every stride is 1 or more
     return out
+
+
+def offsets(
+    size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where in a padded image (H, W) the windows start, (Ho · Wo,), and where in a window its taps lie, (kh · kw,).
+
+    As places in memory, for `minquant.kernels.windows`.
+    """
+    return _in_memory(size, places(size, kernel, stride, dilation), stride), _in_memory(size, kernel, dilation)
+
+
+def places(
+    size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> tuple[int, ...]:
+    """How many windows there are along each axis of a padded array: (H, W) -> (Ho, Wo)."""
+    each = zip(size, kernel, stride, dilation, strict=True)
+    return tuple((n - d * (k - 1) - 1) // s + 1 for n, k, s, d in each)
+
+
+def _in_memory(size: Sequence[int], counts: Sequence[int], steps: Sequence[int]) -> np.ndarray:
+    at = np.zeros(1, np.intp)
+    for n, count, step in zip(size, counts, steps, strict=True):
+        at = (at[:, None] * n + np.arange(count) * step).reshape(-1)
+    return at

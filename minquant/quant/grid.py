@@ -103,7 +103,7 @@ def to_integers(x: np.ndarray, qparams: QParams) -> np.ndarray:
     kernels = compiled("fake_quantize", x.size)
     if kernels and x.dtype == np.float32:
         grid, dtype = _kernel_grid(x, qparams), qparams.spec.dtype
-        codes, has_nan = kernels.to_integers(np.ascontiguousarray(x), grid, dtype, to_code)
+        codes, has_nan = kernels.to_integers(np.asarray(x, order="C"), grid, dtype, to_code)
         if has_nan:
             refuse_nan(x)
         return codes
@@ -158,7 +158,7 @@ def check_finite(values: np.ndarray, what: str, what_to_do: str) -> None:
 def _all_finite(values: np.ndarray) -> bool:
     kernels = compiled("fake_quantize", values.size)
     if kernels and values.dtype == np.float32:
-        return bool(kernels.all_finite(np.ascontiguousarray(values)))
+        return bool(kernels.all_finite(np.asarray(values, order="C")))
     return bool(np.isfinite(values).all())
 
 
@@ -168,7 +168,7 @@ def range_of(x: np.ndarray, granularity: Granularity) -> tuple[np.ndarray, np.nd
     if not kernels or x.dtype != np.float32:
         return granularity.min_max(x)
     shape = granularity.qparams_shape(x.shape)
-    low, high = kernels.min_max(np.ascontiguousarray(x), granularity.run(x.shape), math.prod(shape))
+    low, high = kernels.min_max(np.asarray(x, order="C"), granularity.run(x.shape), math.prod(shape))
     return low.reshape(shape), high.reshape(shape)
 
 
@@ -199,7 +199,7 @@ class RoundToGrid(Function):
         if x_min is not None and x_max is not None:
             ends = tuple([end.reshape(-1) for end in straight_through_range(x_min, x_max, qparams.spec)])
         grid, rules = _kernel_grid(x, qparams), (to_code, real_of)
-        out, inside, has_nan = kernels.round_to_grid(np.ascontiguousarray(x), grid, ends, rules)
+        out, inside, has_nan = kernels.round_to_grid(np.asarray(x, order="C"), grid, ends, rules)
         if has_nan:
             refuse_nan(x)
         self.save(inside)
@@ -209,7 +209,7 @@ class RoundToGrid(Function):
         (inside,) = self.saved
         kernels = compiled("fake_quantize", grad.size)
         if kernels and grad.dtype == np.float32:
-            return kernels.masked(np.ascontiguousarray(grad), inside)
+            return kernels.masked(np.asarray(grad, order="C"), inside)
         return grad * inside
 
 

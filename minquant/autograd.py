@@ -242,9 +242,9 @@ def _accumulate(t: Tensor, grad: np.ndarray) -> None:
 
 def total(x: np.ndarray, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> np.ndarray:
     """Sum of x, accumulated in float64 (integers in int64) and rounded once."""
-    kernels = compiled("sums", x.size) if x.dtype == np.float32 and x.flags.c_contiguous else None
-    blocks = by_channel(x.shape, axis) if kernels else None
-    if blocks is not None:
+    kernels = compiled("sums", x.size)
+    blocks = by_channel(x.shape, axis) if x.dtype == np.float32 and x.flags.c_contiguous else None
+    if kernels and blocks:
         return kernels.channel_sums(x.reshape(blocks)).astype(np.float32).reshape(_left(x.shape, axis, keepdims))
     if is_float(x.dtype):
         return np.asarray(x.sum(axis=axis, dtype=np.float64, keepdims=keepdims)).astype(x.dtype, copy=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ def adam(
     """
     flat = [a.reshape(-1) for a in (value, grad, mean, square)]
     arguments: tuple[Any, ...] = *flat, *map(np.float32, (*factors, *divisors))
-    in_parts(lambda first, last: _adam(*arguments, first, last), value.size, OPERATIONS * value.size)
+    in_parts(partial(_adam, *arguments), value.size, OPERATIONS * value.size)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")  # or a check for division by 0 would keep the loop from vectors

@@ -13,7 +13,7 @@ import numpy as np
 from minquant.kernels.isa import Isa, chosen
 from minquant.kernels.packed import Packed
 
-__all__ = ["Packed", "column_sums", "instruction", "int8_matmul", "max_k", "pack_weight"]
+__all__ = ["Packed", "column_sums", "instruction", "int8_matmul", "max_k", "pack_weight", "runs_compiled"]
 
 _MODULES = {"numpy": "minquant.kernels.reference", "numba": "minquant.kernels.cpu", "cuda": "minquant.kernels.cuda"}
 _INT32_MAX = 2**31 - 1
@@ -74,8 +74,13 @@ def pack_weight(b: np.ndarray, backend: str = "auto") -> np.ndarray | Packed:
 
 def instruction() -> Isa | None:
     """The processor's instruction that layers multiply with; None where they run plain loops or another backend."""
-    isa = chosen() if _module("auto") == _MODULES["numba"] else None
+    isa = chosen() if runs_compiled() else None
     return isa if isa and isa.name != "plain" else None
+
+
+def runs_compiled() -> bool:
+    """Whether layers run the kernels that are compiled for this processor, and no other backend."""
+    return _module("auto") == _MODULES["numba"]
 
 
 def column_sums(b: np.ndarray | Packed) -> np.ndarray:

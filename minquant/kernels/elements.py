@@ -51,9 +51,9 @@ def prepare(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @cache
 def fingerprint(*functions: Callable[..., Any]) -> int:
-    """A number that changes with their code, with that of the functions they call, and with ``simd.py``."""
-    told = Path(simd.__file__).read_bytes() + "".join(map(_told, functions)).encode()
-    return zlib.crc32(told)
+    """A number that changes with their code, with that of the functions they call, and with ``simd*.py``."""
+    instructions = b"".join(path.read_bytes() for path in sorted(Path(simd.__file__).parent.glob("simd*.py")))
+    return zlib.crc32(instructions + "".join(map(_told, functions)).encode())
 
 
 def _told(function: Any) -> str:

@@ -56,7 +56,7 @@ ISAS = (
     Isa("avxvnni", ("avx2", "avxvnni"), group=4, lanes=8, vectors=2, rows=6, operand="uint8"),
     Isa("avx2", ("avx2",), group=2, lanes=8, vectors=2, rows=6, operand="int16"),
     Isa("neon", ("neon", "dotprod"), group=4, lanes=4, vectors=4, rows=6, operand="int8"),
-    Isa("plain", (), group=1, lanes=1, vectors=1, rows=1, operand="int8"),
+    Isa("plain", (), group=1, lanes=4, vectors=2, rows=4, operand="int8"),
 )
 """The best first. "avx2" has no instruction for int8: it widens to int16, where no sum of two products saturates."""
 

@@ -11,7 +11,6 @@ agree to the last bit; only its gradient is that of the float layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,13 +19,15 @@ from minquant import functional
 from minquant.functional.conv import Conv
 from minquant.functional.geometry import Geometry
 from minquant.kernels.epilogue import ToCodes, ToReal
+from minquant.kernels.packed import GroupedWeight
 from minquant.tensor import Function, Tensor
 
 from .. import grid
 from ..fake_quant import FakeQuantize, WeightFakeQuantize
 from ..grid import to_code
+from ..grouped import grouped_output, weight_of_arrays, weight_of_qtensor
 from ..histogram import HistogramObserver
-from ..integer import accumulate, accumulate_conv
+from ..integer import accumulate_conv
 from ..observers import MinMaxObserver, PerChannelMinMaxObserver
 from ..qtensor import QTensor, quantize
 from ..spec import PerGroup, QParams, QSpec
@@ -74,7 +75,7 @@ class Reference(Dialect):
     def quantize_at_run_time(self, x: np.ndarray, spec: QSpec) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The grid of this x's own range, per tensor or per token, as `spec` says."""
         nothing = np.zeros(spec.granularity.qparams_shape(x.shape), np.float32)
-        x_min, x_max = spec.granularity.min_max(x) if x.size else (nothing, nothing)
+        x_min, x_max = grid.range_of(x, spec.granularity) if x.size else (nothing, nothing)
         qparams = grid.choose_qparams(x_min, x_max, spec)
         return grid.to_integers(x, qparams), *qparams.expand(x.shape)
 
@@ -95,11 +96,18 @@ class Reference(Dialect):
         """Integers -> float32 (M, N); with groups, ``y = f(y + f(f(acc_g) · f(sx·sw_g)))``, then bias and relu."""
         if not isinstance(w_grid.spec.granularity, PerGroup):
             return super().real_output(qx, x_scale, zx, qw, w_grid, bias, relu)
-        y = np.zeros((len(qx), len(qw)), np.float32)
-        for columns, w_scale, zw in groups(w_grid):
-            acc = accumulate(qx[:, columns], zx, qw[:, columns], zw)
-            y += acc.astype(np.float32) * (x_scale * w_scale)
-        y += bias
+        return self._by_groups(qx, x_scale, zx, weight_of_arrays(qw, w_grid), bias, relu)
+
+    def _by_groups(
+        self,
+        qx: np.ndarray,
+        x_scale: np.ndarray,
+        zx: np.ndarray,
+        weight: GroupedWeight,
+        bias: np.ndarray,
+        relu: bool,
+    ) -> np.ndarray:
+        y = grouped_output(qx, x_scale, zx, weight, bias, scaled)
         return np.maximum(y, np.float32(0)) if relu else y
 
     def to_codes(
@@ -114,9 +122,17 @@ class Reference(Dialect):
         if not isinstance(weight.qparams.spec.granularity, PerGroup):
             return super().linear(x, weight, bias, output, relu)
         rows = x.int_repr().reshape(-1, x.shape[-1])
-        x_grid, w_grid = x.qparams, weight.qparams
-        y = self.real_output(rows, x_grid.scale, x_grid.zero_point, weight.int_repr(), w_grid, bias, relu)
+        grouped = weight_of_qtensor(weight)
+        y = self._by_groups(rows, x.qparams.scale, x.qparams.zero_point, grouped, bias, relu)
         return quantize(y.reshape(*x.shape[:-1], len(weight)), output)
+
+    def dynamic_linear(self, x: np.ndarray, weight: QTensor, bias: np.ndarray, relu: bool, spec: QSpec) -> np.ndarray:
+        """As every dialect's; with groups, of a weight that is kept as kernels read it."""
+        if not isinstance(weight.qparams.spec.granularity, PerGroup):
+            return super().dynamic_linear(x, weight, bias, relu, spec)
+        rows = x.reshape(-1, x.shape[-1])
+        y = self._by_groups(*self.quantize_at_run_time(rows, spec), weight_of_qtensor(weight), bias, relu)
+        return y.reshape(*x.shape[:-1], len(weight))
 
     def check_weight(self, spec: QSpec) -> None:
         """Every weight grid of up to 8 bits has its arithmetic here."""
@@ -140,19 +156,17 @@ class Reference(Dialect):
 
 def real(acc: Any, x_scale: Any, w_scale: Any, bias: Any) -> Any:
     """``f(f(f(acc) · f(sx·sw)) + bias)``."""
-    return np.float32(acc) * (x_scale * w_scale) + bias
+    return scaled(np.float32(acc), x_scale, w_scale, bias)
+
+
+def scaled(acc: Any, x_scale: Any, w_scale: Any, y: Any) -> Any:
+    """``f(f(acc · f(sx·sw)) + y)`` of acc in float32."""
+    return acc * (x_scale * w_scale) + y
 
 
 def codes(acc: Any, x_scale: Any, w_scale: Any, bias: Any, inverse: Any, zero_point: Any) -> Any:
     """``rint(f(y · f(1/so))) + zo`` of the real value y."""
     return to_code(real(acc, x_scale, w_scale, bias), inverse, zero_point)
-
-
-def groups(w_grid: QParams) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-    """Columns, scales (N,) and zero points (N,) of each group of a weight (N, K)."""
-    size = w_grid.spec.granularity.group_size  # type: ignore[union-attr]
-    for g in range(w_grid.scale.shape[1]):
-        yield slice(g * size, (g + 1) * size), w_grid.scale[:, g], w_grid.zero_point[:, g]
 
 
 class IntegerLinear(Function):

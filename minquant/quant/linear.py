@@ -136,9 +136,13 @@ class DynamicQuantizedLinear(IntegerLinear):
         """(…, in_features) float32 -> (…, out_features) float32."""
         array = real_input(x, self)
         self._check_features(array.shape)
-        check_finite_input(array, self)
         dialect = get_dialect(self.backend)
-        return Tensor(dialect.dynamic_linear(array, self.weight, self._bias_or_zeros(), self.relu, self.input_spec))
+        try:
+            y = dialect.dynamic_linear(array, self.weight, self._bias_or_zeros(), self.relu, self.input_spec)
+        except ValueError:
+            check_finite_input(array, self)  # says more than that there is no grid for such a range
+            raise
+        return Tensor(y)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, input={self.input_spec}"

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from minquant import functional
+from minquant.autograd import total
 from minquant.functional.conv import Conv
 from minquant.functional.geometry import Geometry
 from minquant.kernels.epilogue import ToCodes, ToReal
@@ -196,7 +197,7 @@ class IntegerLinear(Function):
         return (
             grad @ weight if by_x else None,
             grad_rows.T @ rows if by_weight else None,
-            grad_rows.sum(axis=0) if by_bias else None,
+            total(grad_rows, 0) if by_bias else None,
         )
 
 

@@ -149,8 +149,15 @@ def codes_at_run_time(x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, 
 
 
 def run_time_range(x: np.ndarray) -> tuple[Any, Any]:
-    """Smallest and largest value; (0, 0) of an empty batch."""
-    return range_of(x, PerTensor()) if x.size else (np.float32(0), np.float32(0))
+    """Smallest and largest value; (0, 0) of an empty batch.
+
+    Raises:
+        ValueError: NaN or infinity.
+    """
+    low, high = range_of(x, PerTensor()) if x.size else (np.float32(0), np.float32(0))
+    if not (low > -np.inf and high < np.inf):  # NaN is neither
+        raise ValueError(f"a range must be finite, got {low} … {high}")
+    return low, high
 
 
 def saturated(steps: Any, zero_point: Any) -> Any:

@@ -10,6 +10,7 @@ A divisor must be a tensor of the device: by a number, torch's GPU kernels multi
 
 from __future__ import annotations
 
+import builtins
 import importlib.util
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -66,7 +67,7 @@ def _has_triton() -> bool:
 def in_torch(function: Function) -> Function:
     """The same function of tensors: every global name that it uses means torch's counterpart."""
     names = {name: function.__globals__[name] for name in function.__code__.co_names if name in function.__globals__}
-    globals_ = {"__builtins__": {}, **{name: _counterpart(value) for name, value in names.items()}}
+    globals_ = {"__builtins__": builtins, **{name: _counterpart(value) for name, value in names.items()}}
     return FunctionType(function.__code__, globals_, function.__name__)
 
 

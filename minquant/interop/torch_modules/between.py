@@ -67,9 +67,11 @@ def tables(dialect: Dialect, run: Callable[[Any], QTensor], device: torch.device
         run: called with a copy of the dialect, runs the operation on every integer.
         device: where the table is to lie.
     """
-    whole, rest = (run(_with_lanes(dialect, lanes)) for lanes in (ALL_WHOLE, NONE_WHOLE))
-    flat = [torch.tensor(np.array(q.int_repr().reshape(-1))).to(device) for q in (whole, rest)]
-    return Table(flat[0], None if torch.equal(*flat) else flat[1], whole.qparams)
+    done = [run(_with_lanes(dialect, lanes)) for lanes in (ALL_WHOLE, NONE_WHOLE)]
+    whole, rest = (np.array(q.int_repr().reshape(-1)) for q in done)
+    alike = np.array_equal(whole, rest)
+    flat = (torch.tensor(q, device=device) for q in (whole, rest))
+    return Table(next(flat), None if alike else next(flat), done[0].qparams)
 
 
 def _with_lanes(dialect: Dialect, lanes: int) -> Any:

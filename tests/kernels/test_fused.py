@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,6 +20,7 @@ from minquant.quant.dialects.base import codes_on
 
 pytestmark = pytest.mark.skipif(chosen().name == "plain", reason="there is nothing to pack for")
 
+ROOT = Path(__file__).parents[2]
 UINT8 = QSpec(signed=False)
 ENGINES = ("reference", "fbgemm", "qnnpack", "onednn", "onednn_avx2", "onnx", "onnxruntime")
 
@@ -101,3 +107,25 @@ def test_sums_at_the_ends_of_int32(engine):
         with np.errstate(over="ignore"):
             to_codes = get_dialect(engine).to_codes(np.asarray(scale), np.ones(5, np.float32), bias, output, False)
         assert np.array_equal(fused.finish(acc, to_codes), to_codes(acc))
+
+
+# ---- guard pages -----------------------------------------------------------------------------------------------------
+
+
+def swept(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "tests.kernels.sweep_fused", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mprotect as Linux has it")
+def test_nothing_is_touched_beside_the_arrays():
+    done = swept("--seconds", "8")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{chosen().name}: ") and int(done.stdout.split()[1].replace(",", "")) > 500
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mprotect as Linux has it")
+def test_nor_with_the_instruction_of_another_processor(tmp_path):
+    done = swept("--seconds", "5", "--emulate", "avx512vnni", NUMBA_CACHE_DIR=str(tmp_path), MINQUANT_ISA="")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("avx512vnni: ") and int(done.stdout.split()[1].replace(",", "")) > 50

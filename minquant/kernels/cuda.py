@@ -24,7 +24,7 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Columns", "accumulate", "columns_of", "cuda_torch", "grouped", "matmul", "product", "unpack_bits"]
+__all__ = ["Columns", "columns_of", "cuda_torch", "grouped", "lowered", "matmul", "product", "sums", "unpack_bits"]
 
 LEAST_ROWS, MULTIPLE = 32, 16
 
@@ -139,24 +139,31 @@ def _filled(x: Tensor, rows: int, columns: int) -> Tensor:
 # ---- sums of a quantized layer ---------------------------------------------------------------------------------------
 
 
-def accumulate(qx: Tensor, zx: Tensor | int, weight: Columns, zw: Tensor | int) -> Tensor:
-    """``acc[m, n] = Σ_k (qx[m, k] - zx)(qw[k, n] - zw)``, exact in int32: see `minquant.quant.integer`.
+def sums(qx: Tensor, zx: Tensor | int, weight: Columns, zw: Tensor | int) -> tuple[Tensor, Tensor | None]:
+    """``Σ_k (qx[m, k] - zx)(qw[k, n] - zw)`` as a product and what is still to be taken from it, if anything is.
+
+    The latter is a number for each column, ``zx·Σ_k qw``, and costs nothing if what follows takes it in passing. See
+    `minquant.quant.integer` for the algebra.
 
     Args:
         qx: (M, K) int8 or uint8.
         zx: zero point of x: one number, or int32 (M, 1).
         weight: (K, N).
         zw: zero point of w: one number, or int32 (N,).
+
+    Returns:
+        int32 (M, N), and int32 (N,) or None; their difference is exact, modulo 2³² and so altogether.
     """
     import torch
 
     if qx.dtype == torch.uint8:  # the same numbers, 128 lower: nothing to be taken back
         qx, zx = lowered(qx), zx - 128
     acc = product(qx, weight)
-    acc -= zx * weight.sums
     if isinstance(zw, torch.Tensor) or zw:
         acc -= zw * (qx.sum(1, dtype=torch.int32, keepdim=True) - qx.shape[1] * zx)
-    return acc
+    if isinstance(zx, torch.Tensor):
+        return acc - zx * weight.sums, None
+    return acc, zx * weight.sums if zx else None
 
 
 def grouped(x: Tensor, size: int) -> Tensor:

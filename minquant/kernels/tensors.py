@@ -35,8 +35,9 @@ def apply(
     dtype: torch.dtype,
     low: float | None = None,
     high: float | None = None,
+    shift: Tensor | None = None,
 ) -> Tensor:
-    """``clip(function(values, *terms), low, high)``, element by element.
+    """``clip(function(values - shift, *terms), low, high)``, element by element.
 
     Args:
         function: of numbers or arrays alike (see ``elements.py``).
@@ -45,12 +46,13 @@ def apply(
         dtype: of the result.
         low: the smallest result, if there is one.
         high: the largest.
+        shift: as a term, of the dtype of the values.
     """
     if values.is_cuda and _has_triton():
         from minquant.kernels.triton_elements import run
 
-        return run(function, values, terms, dtype, low, high)
-    y = in_torch(function)(values, *terms)
+        return run(function, values, terms, dtype, low, high, shift)
+    y = in_torch(function)(values if shift is None else values - shift, *terms)
     y = y if low is None and high is None else y.clamp(low, high)
     return y.to(dtype)
 

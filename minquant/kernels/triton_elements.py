@@ -53,11 +53,16 @@ def multiply_add(a, b, c):
 KERNEL = """
 
 @triton.jit
-def kernel(values, out, {pointers}, rows, columns, low, high, CLIPPED: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
+def kernel(
+    values, out, shift_at, shift_row, shift_column, {pointers}, rows, columns, low, high,
+    SHIFTED: tl.constexpr, CLIPPED: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+):
     row = (tl.program_id(0).to(tl.int64) * M + tl.arange(0, M))[:, None]
     column = (tl.program_id(1).to(tl.int64) * N + tl.arange(0, N))[None, :]
     inside = (row < rows) & (column < columns)
     value = tl.load(values + row * columns + column, mask=inside)
+    if SHIFTED:
+        value = value - tl.load(shift_at + row * shift_row + column * shift_column, mask=inside)
 {loads}
     y = {function}(value, {terms})
     if CLIPPED:
@@ -83,6 +88,7 @@ def run(
     dtype: torch.dtype,
     low: float | None,
     high: float | None,
+    shift: Tensor | None,
 ) -> Tensor:
     """As `minquant.kernels.tensors.apply`."""
     values = values.contiguous()
@@ -92,11 +98,13 @@ def run(
     rows, columns = values.shape
     N = min(TILE, 1 << (columns - 1).bit_length())  # a power of two, as Triton wants it
     M = TILE // N
-    places = [part for term in terms for part in (term, *term.expand(values.shape).stride())]
+    shifted = shift is not None
+    read = (shift, *terms) if shifted else (values, *terms)  # values: in the place of nothing, and not read
+    places = [part for term in read for part in (term, *term.expand(values.shape).stride())]
     ends = -float("inf") if low is None else float(low), float("inf") if high is None else float(high)
     clipped = low is not None or high is not None
     kernel = _compiled(function, len(terms))[-(-rows // M), -(-columns // N)]
-    kernel(values, out, *places, rows, columns, *ends, clipped, M, N, enable_fp_fusion=False)
+    kernel(values, out, *places, rows, columns, *ends, shifted, clipped, M, N, enable_fp_fusion=False)
     return out
 
 

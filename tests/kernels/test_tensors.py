@@ -77,6 +77,9 @@ def test_clipped_and_narrowed(function):
     found = tensors.apply(function, torch.tensor(values), [torch.tensor(t) for t in terms], torch.uint8, 3, 250)
     assert found.dtype == torch.uint8
     assert_same(found.numpy(), np.clip(function(values, *terms), 3, 250).astype(np.uint8))
+    shift, given = torch.tensor(values[0]), [torch.tensor(t) for t in terms]
+    found = tensors.apply(function, torch.tensor(values), given, torch.float64, shift=shift)
+    assert_same(found.numpy(), function(values - values[0], *terms))
 
 
 def numbers():
@@ -146,9 +149,12 @@ for function in FUNCTIONS:
     for seed in range(3):
         values, terms = operands(function, np.random.default_rng(seed))
         given = torch.tensor(values), [torch.tensor(t) for t in terms]
-        real = triton_elements.run(function, *given, torch.float64, None, None)
+        real = triton_elements.run(function, *given, torch.float64, None, None, None)
         assert_same(real.numpy(), function(values, *terms))
-        codes = triton_elements.run(function, *given, torch.uint8, 3, 250)
+        shift = torch.tensor(values[0])
+        real = triton_elements.run(function, *given, torch.float64, None, None, shift)
+        assert_same(real.numpy(), function(values - values[0], *terms))
+        codes = triton_elements.run(function, *given, torch.uint8, 3, 250, None)
         assert_same(codes.numpy(), np.clip(function(values, *terms), 3, 250).astype(np.uint8))
 """
 

@@ -87,7 +87,7 @@ class StaticConv(Conv):
         x = integers_of(x, self)
         batch, output = self.batch(x.integers), self.output.qparams
         finish: Finish = self.once(lambda: self.finish(x.qparams), x.qparams, self.weight.qparams, output)
-        rows = finish(conv_sums(batch, int(x.qparams.zero_point), self.weight, self.geometry))
+        rows = finish(*conv_sums(batch, int(x.qparams.zero_point), self.weight, self.geometry))
         y = images(rows, batch.shape, self.geometry)
         return QuantizedTensor(y if x.ndim == batch.ndim else y[0], output)
 
@@ -125,7 +125,8 @@ class DynamicConv(Conv):
         self.check_room(zero_point, self.input_spec)
         epilogue = self.dialect.to_real(scale, self.weight.qparams.scale, self.host_bias(), self.relu)
         finish = finish_of(epilogue, x.device)
-        return images(finish(conv_sums(q, int(zero_point), self.weight, self.geometry)), x.shape, self.geometry)
+        rows = finish(*conv_sums(q, int(zero_point), self.weight, self.geometry))
+        return images(rows, x.shape, self.geometry)
 
     def on_input_grid(self, x: Tensor) -> Tensor:
         """As torch's engines: the sums become integers on the input's own grid, then real values."""
@@ -137,6 +138,6 @@ class DynamicConv(Conv):
         bias, image = self.host_bias(), self.tiny(grid)
         epilogue = self.recipe(lambda d: d.conv_to_input_grid(image, scale, weight, bias, self.geometry), weight)
         sums = conv_sums(rules.quantize(dialect, x, grid), int(grid.zero_point), self.weight, self.geometry)
-        rows = finish_of(epilogue, x.device)(sums)
+        rows = finish_of(epilogue, x.device)(*sums)
         y = QuantizedTensor(images(rows, x.shape, self.geometry), grid).dequantize()
         return y.clamp(min=0) if self.relu else y

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,10 +31,10 @@ class Linear(IntegerLayer):
             raise ValueError(f"{self.where}: the last axis must have {features} features, got shape {tuple(x.shape)}")
         return x.reshape(-1, features)
 
-    def sums(self, rows: Tensor, zx: Tensor | int) -> Tensor:
-        """``Σ (qx - zx)(qw - zw)``, (R, N) int32."""
+    def sums(self, rows: Tensor, zx: Tensor | int) -> tuple[Tensor, Tensor | None]:
+        """``Σ (qx - zx)(qw - zw)``, (R, N) int32, and what is to be taken from it."""
         zw = self.weight.signed()[1] if self.weight.has_zero_points else 0
-        return cuda.accumulate(rows, zx, self.weight.columns()[0], zw)
+        return cuda.sums(rows, zx, self.weight.columns()[0], zw)
 
     @property
     def is_grouped(self) -> bool:
@@ -68,7 +69,7 @@ class StaticLinear(Linear):
             q = rules.quantize(self.dialect, y, output)
         else:
             finish: Finish = self.once(lambda: self.finish(x.qparams), x.qparams, self.weight.qparams, output)
-            q = finish(self.sums(rows, zx))
+            q = finish(*self.sums(rows, zx))
         return QuantizedTensor(q.reshape(*x.shape[:-1], self.weight.shape[0]), output)
 
     def finish(self, x: QParams) -> Finish:
@@ -96,22 +97,21 @@ class DynamicLinear(Linear):
         rows = self.rows(real_tensor(x, self))
         q, scale, zero_point = rules.quantize_at_run_time(self.dialect, rows, self.input_spec, self.where)
         self.check_room(zero_point, self.input_spec)
-        x_scale, zx = rules.on_device((scale, zero_point), rows.device)
-        if isinstance(self.input_spec.granularity, PerToken):
-            y = self.output(q, zx, x_scale)
-        else:
-            y = self.output(q, int(zero_point), x_scale)
-        return y.reshape(*x.shape[:-1], self.weight.shape[0])
+        (x_scale,) = rules.on_device((scale,), rows.device)
+        return self.output(q, self.zero_points(zero_point), x_scale).reshape(*x.shape[:-1], self.weight.shape[0])
+
+    def zero_points(self, chosen: np.ndarray) -> Tensor | int:
+        """Of the input: one number where there is no more than one."""
+        if self.input_spec.symmetric or not isinstance(self.input_spec.granularity, PerToken):
+            return int(chosen.flat[0]) if chosen.size else 0
+        return rules.on_device((chosen,), self.weight.scale.device)[0]
 
     def output(self, q: Tensor, zx: Tensor | int, x_scale: Tensor) -> Tensor:
         """Integers (R, K) -> real values (R, N)."""
         if self.is_grouped:
             return self.grouped(q, zx, x_scale)
         finish: Finish = self.once(self.finish, self.weight.qparams)
-        _, w_scale, bias = finish.terms
-        return Finish(finish.function, (x_scale, w_scale, bias), finish.dtype, finish.low, finish.high)(
-            self.sums(q, zx)
-        )
+        return replace(finish, terms=(x_scale, *finish.terms[1:]))(*self.sums(q, zx))
 
     def finish(self) -> Finish:
         """What becomes of the sums, but for the input's scale."""

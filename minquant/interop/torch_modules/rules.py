@@ -51,9 +51,9 @@ class Finish:
     low: float | None
     high: float | None
 
-    def __call__(self, acc: Tensor) -> Tensor:
-        """int32 sums (R, N) -> integers, or real values."""
-        return tensors.apply(self.function, acc, self.terms, self.dtype, self.low, self.high)
+    def __call__(self, acc: Tensor, shift: Tensor | None = None) -> Tensor:
+        """int32 sums (R, N), less the shift (N,) -> integers, or real values."""
+        return tensors.apply(self.function, acc, self.terms, self.dtype, self.low, self.high, shift)
 
 
 def finish_of(epilogue: Epilogue, device: torch.device) -> Finish:

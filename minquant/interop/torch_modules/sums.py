@@ -28,8 +28,8 @@ def windows(x: Tensor, geometry: Geometry, fill: int) -> Tensor:
     return seen.reshape(rows, geometry.groups, size).transpose(0, 1)
 
 
-def conv_sums(q: Tensor, zx: int, weight: Weight, geometry: Geometry) -> Tensor:
-    """``Σ (qx - zx)(qw - zw)`` over each window, (R, M) int32.
+def conv_sums(q: Tensor, zx: int, weight: Weight, geometry: Geometry) -> tuple[Tensor, Tensor | None]:
+    """``Σ (qx - zx)(qw - zw)`` over each window, (R, M) int32, and what is to be taken from it: see `cuda.sums`.
 
     Where every channel is a group of its own, a product of matrices would be one of rows: it is done by element.
     """
@@ -37,9 +37,11 @@ def conv_sums(q: Tensor, zx: int, weight: Weight, geometry: Geometry) -> Tensor:
     by_group = weight.signed()[1].expand(weight.shape[0]).reshape(groups, -1)  # (G, M/G)
     if by_group.shape[1] == 1 and groups > 1:
         filters = weight.signed()[0].reshape(groups, 1, -1)  # (G, 1, K)
-        return ((rows.int() - zx) * (filters.int() - by_group[:, :, None])).sum(-1, dtype=torch.int32).T
-    parts = zip(rows, weight.columns(groups), by_group, strict=True)
-    return torch.cat([cuda.accumulate(r, zx, c, zw if weight.has_zero_points else 0) for r, c, zw in parts], 1)
+        return ((rows.int() - zx) * (filters.int() - by_group[:, :, None])).sum(-1, dtype=torch.int32).T, None
+    of_groups = zip(rows, weight.columns(groups), by_group, strict=True)
+    parts = [cuda.sums(r, zx, c, zw if weight.has_zero_points else 0) for r, c, zw in of_groups]
+    shifts = [shift for _, shift in parts if shift is not None]
+    return torch.cat([acc for acc, _ in parts], 1), torch.cat(shifts) if shifts else None
 
 
 def images(rows: Tensor, x_shape: Any, geometry: Geometry) -> Tensor:
@@ -69,6 +71,6 @@ def grouped_real(qx: Tensor, zx: Tensor | int, weight: Weight, x_scale: Tensor, 
     operands = zip(cuda.grouped(qx, size), cuda.grouped(integers, size), strict=True)
     for g, (rows, filters) in enumerate(operands):
         zw = zero_points[:, g] if weight.has_zero_points else 0
-        acc = cuda.accumulate(rows, zx, cuda.columns_of(filters.T), zw)
-        y = tensors.apply(added, acc, (y, x_scale, weight.scale[:, g]), torch.float32)
+        acc, shift = cuda.sums(rows, zx, cuda.columns_of(filters.T), zw)
+        y = tensors.apply(added, acc, (y, x_scale, weight.scale[:, g]), torch.float32, shift=shift)
     return y if bias is None else y + bias

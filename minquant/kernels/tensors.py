@@ -23,7 +23,7 @@ from torch import Tensor
 
 from minquant.kernels import fma as fma_in_numpy
 
-__all__ = ["apply", "fma", "in_torch"]
+__all__ = ["apply", "fma", "has_triton", "in_torch"]
 
 Function: TypeAlias = Callable[..., Any]
 
@@ -48,7 +48,7 @@ def apply(
         high: the largest.
         shift: as a term, of the dtype of the values.
     """
-    if values.is_cuda and _has_triton():
+    if values.is_cuda and has_triton():
         from minquant.kernels.triton_elements import run
 
         return run(function, values, terms, dtype, low, high, shift)
@@ -58,7 +58,8 @@ def apply(
 
 
 @cache
-def _has_triton() -> bool:
+def has_triton() -> bool:
+    """Whether Triton is installed."""
     return importlib.util.find_spec("triton") is not None
 
 

@@ -141,7 +141,7 @@ def test_no_quotient_is_left_to_tritons_own_division(function):
     assert " / " not in triton_elements.source(function, FUNCTIONS[function])
 
 
-RUN = """
+ELEMENTS = """
 import numpy as np, torch
 from minquant.kernels import triton_elements
 from tests.kernels.test_tensors import FUNCTIONS, assert_same, operands
@@ -159,9 +159,34 @@ for function in FUNCTIONS:
 """
 
 
+GROUPS = """
+import itertools, numpy as np, torch
+from minquant.interop.torch_modules.quantized import Weight
+from minquant.interop.torch_modules.sums import in_triton
+from minquant.quant import PerGroup, QParams, QSpec, QTensor
+from minquant.quant.dialects import get_dialect
+rng = np.random.default_rng(0)
+for bits, size, (M, G, N), by_row, dtype in itertools.product(
+    (2, 4, 8), (32, 64), ((1, 2, 70), (17, 3, 64), (33, 1, 5)), (False, True), (np.int8, np.uint8)
+):
+    spec, info = QSpec(bits, symmetric=True, granularity=PerGroup(size)), np.iinfo(dtype)
+    of_rows = (M, 1) if by_row else ()
+    qw = rng.integers(spec.qmin, spec.qmax, (N, G * size), np.int8, endpoint=True)
+    grid = QParams(rng.uniform(1e-3, 1e-2, (N, G)).astype(np.float32), np.zeros((N, G), np.int32), spec)
+    qx = rng.integers(info.min, info.max, (M, G * size), dtype, endpoint=True)
+    zx = rng.integers(info.min, info.max, of_rows, np.int32, endpoint=True)
+    x_scale = rng.uniform(1e-3, 1e-2, of_rows).astype(np.float32)
+    wanted = get_dialect("reference").real_output(qx, x_scale, np.asarray(zx), qw, grid, np.zeros(N, np.float32))
+    weight, given = Weight(QTensor(qw, grid)), torch.tensor(zx) if by_row else int(zx)
+    found = in_triton(torch.tensor(qx), given, weight, torch.tensor(x_scale)).numpy()
+    np.testing.assert_array_equal(found, wanted)
+"""
+
+
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
-def test_the_kernels_in_tritons_interpreter():
+@pytest.mark.parametrize("program", [ELEMENTS, GROUPS], ids=["elements", "groups"])
+def test_the_kernels_in_tritons_interpreter(program):
     """Loads, stores, strides and edges, without a GPU."""
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", RUN], env=os.environ | {"TRITON_INTERPRET": "1"},
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], env=os.environ | {"TRITON_INTERPRET": "1"},
                           capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 0, done.stderr

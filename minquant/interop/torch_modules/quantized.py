@@ -172,6 +172,7 @@ class Weight(Grid):
         self.register_buffer("integers", torch.tensor(weight.storage))
         self._columns: list[Columns] | None = None
         self._has_zero_points: bool | None = None
+        self._group_sums: Tensor | None = None
 
     @property
     def is_packed(self) -> bool:
@@ -206,13 +207,20 @@ class Weight(Grid):
         self._columns = None if self.is_packed else columns
         return columns
 
+    def group_sums(self) -> Tensor:
+        """``Σ qw`` of each group of a weight (N, K), int32 (N, G); kept."""
+        if self._group_sums is None:
+            groups = self.signed()[0].reshape(*self.scale.shape, -1)
+            self._group_sums = groups.sum(-1, dtype=torch.int32)
+        return self._group_sums
+
     def qtensor(self) -> QTensor:
         """The weight as minquant has it."""
         return QTensor(self.unpacked().cpu().numpy(), self.qparams)
 
     def _forget(self) -> None:
         super()._forget()
-        self._columns = self._has_zero_points = None
+        self._columns = self._has_zero_points = self._group_sums = None
 
     def extra_repr(self) -> str:
         return f"{tuple(self.shape)}, {super().extra_repr()}"

@@ -14,7 +14,10 @@ from minquant.kernels import cuda, tensors
 
 from .quantized import Weight
 
-__all__ = ["added", "conv_sums", "grouped_real", "images", "windows"]
+__all__ = ["added", "conv_sums", "grouped_real", "images", "in_triton", "windows"]
+
+SIZES = (32, 64, 128, 256)
+"""Of groups that a Triton kernel multiplies at once."""
 
 
 def windows(x: Tensor, geometry: Geometry, fill: int) -> Tensor:
@@ -66,6 +69,15 @@ def grouped_real(qx: Tensor, zx: Tensor | int, weight: Weight, x_scale: Tensor, 
         bias: (N,).
     """
     size = weight.spec.granularity.group_size  # type: ignore[union-attr]
+    if qx.is_cuda and tensors.has_triton() and is_in_triton(weight, size):
+        y = in_triton(qx, zx, weight, x_scale)
+    else:
+        y = one_by_one(qx, zx, weight, x_scale, size)
+    return y if bias is None else y + bias
+
+
+def one_by_one(qx: Tensor, zx: Tensor | int, weight: Weight, x_scale: Tensor, size: int) -> Tensor:
+    """A product for each group."""
     integers, zero_points = weight.signed()
     y = torch.zeros(len(qx), weight.shape[0], device=qx.device)
     operands = zip(cuda.grouped(qx, size), cuda.grouped(integers, size), strict=True)
@@ -73,4 +85,20 @@ def grouped_real(qx: Tensor, zx: Tensor | int, weight: Weight, x_scale: Tensor, 
         zw = zero_points[:, g] if weight.has_zero_points else 0
         acc, shift = cuda.sums(rows, zx, cuda.columns_of(filters.T), zw)
         y = tensors.apply(added, acc, (y, x_scale, weight.scale[:, g]), torch.float32, shift=shift)
-    return y if bias is None else y + bias
+    return y
+
+
+def is_in_triton(weight: Weight, size: int) -> bool:
+    """Whether the kernel for all groups at once has such: symmetric, and in sizes that tensor cores divide."""
+    return weight.spec.signed and not weight.has_zero_points and weight.spec.bits in (2, 4, 8) and size in SIZES
+
+
+def in_triton(qx: Tensor, zx: Tensor | int, weight: Weight, x_scale: Tensor) -> Tensor:
+    """All groups in one kernel."""
+    from minquant.kernels.triton_grouped import grouped_product
+
+    zero_point = zx if isinstance(zx, Tensor) else torch.full((), zx, dtype=torch.int32, device=qx.device)
+    if qx.dtype == torch.uint8:
+        qx, zero_point = cuda.lowered(qx), zero_point - 128
+    bits = weight.spec.bits
+    return grouped_product(qx, zero_point, weight.integers, bits, weight.group_sums(), x_scale, weight.scale)

@@ -79,14 +79,18 @@ class Pow(Binary):
         a, b, out = self.saved
         by_a = by_b = None
         if self.needs_grad[0]:
-            by_a = np.where(b == 0, 0, grad * (b * _power(a, b - 1)))
+            by_a = grad * (2 * a) if _is_two(b) else np.where(b == 0, 0, grad * (b * _power(a, b - 1)))
         if self.needs_grad[1]:
             by_b = np.where((a == 0) & (b >= 0), 0, grad * (out * np.log(a)))
         return by_a, by_b
 
 
 def _power(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return a * a if b.ndim == 0 and b == 2 else np.power(a, b)  # a square is one rounding, as in torch
+    return a * a if _is_two(b) else np.power(a, b)  # a square is one rounding, as in torch
+
+
+def _is_two(b: np.ndarray) -> bool:
+    return b.ndim == 0 and bool(b == 2)
 
 
 class Where(Binary):

@@ -12,16 +12,18 @@ __all__ = ["compiled"]
 WORTH_LOADING = 1_000_000
 """Elements for which NumPy takes so long that loading numba, half a second, begins to pay."""
 
+NUMPY_ALONE = os.environ.get("MINQUANT_BACKEND") == "numpy"
+_LOADED: dict[str, Any] = {}
+
 
 def compiled(name: str, elements: int) -> Any:
     """The module of that name beside this one, if work on that many elements should go to its kernels, else None.
 
-    It does unless ``MINQUANT_BACKEND`` is "numpy", but small work does not load numba: a short script is through
-    before numba is there. Where something else has loaded it, small work is faster compiled, too.
+    It does unless ``MINQUANT_BACKEND`` was "numpy" when minquant was imported, but small work does not load numba: a
+    short script is through before numba is there. Where something else has loaded it, small work is faster compiled.
     """
-    if os.environ.get("MINQUANT_BACKEND") == "numpy":
+    if NUMPY_ALONE:
         return None
-    path = f"minquant.kernels.{name}"
-    if path in sys.modules:
-        return sys.modules[path]
-    return import_module(path) if "numba" in sys.modules or elements >= WORTH_LOADING else None
+    if name not in _LOADED and (elements >= WORTH_LOADING or "numba" in sys.modules):
+        _LOADED[name] = import_module(f"minquant.kernels.{name}")
+    return _LOADED.get(name)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -269,7 +270,7 @@ class QParams:
 
     def _check_values(self, scale: np.ndarray, zero_point: np.ndarray) -> None:
         """Looks at the extremes, which a NaN would be."""
-        if scale.size and not (SMALLEST_NORMAL <= scale.min() and scale.max() < math.inf):
+        if scale.size and not (SMALLEST_NORMAL <= _least(scale) and _most(scale) < math.inf):
             bad = ~(np.isfinite(scale) & (scale >= SMALLEST_NORMAL))
             raise ValueError(
                 "QParams: a scale must be positive, finite and at least 2^-126 (smaller ones are subnormal, and their "
@@ -278,7 +279,7 @@ class QParams:
                 + "; choose_qparams(x_min, x_max, spec) makes one from a range"
             )
         qmin, qmax = self.spec.qmin, self.spec.qmax
-        if zero_point.size and not (qmin <= zero_point.min() and zero_point.max() <= qmax):
+        if zero_point.size and not (qmin <= _least(zero_point) and _most(zero_point) <= qmax):
             outside = (zero_point < qmin) | (zero_point > qmax)
             raise ValueError(
                 f"QParams: the zero point must lie on the grid {qmin}…{qmax}, so that real 0 "
@@ -330,6 +331,14 @@ class QParams:
         if self.scale.ndim == 0:
             return f"QParams(scale={self.scale:.7g}, zero_point={self.zero_point}, {self.spec})"
         return f"QParams({self.scale.size} scales {self.scale.min():.4g}…{self.scale.max():.4g}, {self.spec})"
+
+
+def _least(values: np.ndarray) -> Any:
+    return values.min() if values.ndim else values.item()  # NumPy is slow with one number
+
+
+def _most(values: np.ndarray) -> Any:
+    return values.max() if values.ndim else values.item()
 
 
 def _stretched(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import cast
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from minquant.functional.geometry import Geometry
 from minquant.kernels import Packed, column_sums, instruction, int8_matmul, pack_weight
 from minquant.kernels.epilogue import Epilogue
 
-__all__ = ["accumulate", "accumulate_conv", "check_room", "product", "product_conv"]
+__all__ = ["accumulate", "accumulate_conv", "check_room", "finish", "product", "product_conv"]
 
 INT32_MAX = 2**31 - 1
 ALWAYS_SAFE = INT32_MAX // (255 * 255)
@@ -64,14 +65,21 @@ def accumulate(
 
 def product(qx: np.ndarray, zx: np.ndarray, qw: np.ndarray, zw: np.ndarray, epilogue: Epilogue) -> np.ndarray:
     """The epilogue of `accumulate`, (M, N): where there is a kernel for both, in one go."""
-    if qw.dtype == np.int8 and np.ndim(zx) == 0 and not zw.any():
-        check_room(qx.shape[1], qx.dtype, zx, qw.dtype, zw)
-        right = pack_weight(qw.T)
-        if isinstance(right, Packed):
-            from minquant.kernels import fused
+    if instruction() is None or qw.dtype != np.int8 or np.ndim(zx) or zw.any():
+        return finish(accumulate(qx, zx, qw, zw), epilogue)
+    from minquant.kernels import fused
 
-            return fused.product(qx, int(zx), right, epilogue)
-    return epilogue(accumulate(qx, zx, qw, zw))
+    check_room(qx.shape[1], qx.dtype, zx, qw.dtype, zw)
+    return fused.product(qx, int(zx), cast(Packed, pack_weight(qw.T)), epilogue)
+
+
+def finish(acc: np.ndarray, epilogue: Epilogue) -> np.ndarray:
+    """``epilogue(acc)`` of int32 sums (M, N): compiled, where kernels are."""
+    if instruction() is None:
+        return epilogue(acc)
+    from minquant.kernels import fused
+
+    return fused.finish(acc, epilogue)
 
 
 def accumulate_conv(
@@ -109,12 +117,12 @@ def product_conv(
 ) -> np.ndarray:
     """The epilogue of `accumulate_conv`, (R, M): where there is a kernel for both, in one go."""
     isa = instruction()
-    if isa and qw.dtype == np.int8 and qx.ndim <= 4 and not zw.any():
-        check_room(math.prod(qw.shape[1:]), qx.dtype, zx, qw.dtype, zw)
-        from minquant.kernels import conv
+    if isa is None or qw.dtype != np.int8 or qx.ndim > 4 or zw.any():
+        return finish(accumulate_conv(qx, zx, qw, zw, geometry), epilogue)
+    from minquant.kernels import conv
 
-        return conv.product_conv(qx, int(zx), qw, geometry, isa, epilogue)
-    return epilogue(accumulate_conv(qx, zx, qw, zw, geometry))
+    check_room(math.prod(qw.shape[1:]), qx.dtype, zx, qw.dtype, zw)
+    return conv.product_conv(qx, int(zx), qw, geometry, isa, epilogue)
 
 
 def check_room(K: int, x_dtype: np.dtype, zx: np.ndarray, w_dtype: np.dtype, zw: np.ndarray) -> None:

@@ -10,6 +10,7 @@ from minquant.functional.geometry import Geometry
 from minquant.kernels.epilogue import Epilogue, ToCodes, ToReal
 from minquant.kernels.fma import fma
 
+from ..integer import finish
 from ..qtensor import QTensor
 from ..spec import QParams
 from .base import codes_on
@@ -46,7 +47,7 @@ class FBGEMM(TorchDialect):
     def conv_product(self, x: QTensor, weight: QTensor, geometry: Geometry, epilogue: Epilogue) -> np.ndarray:
         """The epilogue of `conv_sums`."""
         if has_depthwise_kernel(weight.shape, geometry):
-            return epilogue(self.conv_sums(x, weight, geometry))
+            return finish(self.conv_sums(x, weight, geometry), epilogue)
         return super().conv_product(x, weight, geometry, epilogue)
 
     def conv_sums(self, x: QTensor, weight: QTensor, geometry: Geometry) -> np.ndarray:

@@ -8,7 +8,7 @@ from minquant.functional.geometry import Geometry
 from minquant.kernels.epilogue import Epilogue
 from minquant.kernels.saturating import saturating_matmul
 
-from ..integer import accumulate
+from ..integer import accumulate, finish
 from ..qtensor import QTensor
 from .fbgemm import FBGEMM
 from .saturating_conv import windows_in_pairs
@@ -28,7 +28,7 @@ class FBGEMMWithoutVNNI(FBGEMM):
 
     def product(self, qx: np.ndarray, zx: np.ndarray, qw: np.ndarray, zw: np.ndarray, epilogue: Epilogue) -> np.ndarray:
         """The epilogue of `accumulate`."""
-        return epilogue(self.accumulate(qx, zx, qw, zw))
+        return finish(self.accumulate(qx, zx, qw, zw), epilogue)
 
     def accumulate(self, qx: np.ndarray, zx: np.ndarray, qw: np.ndarray, zw: np.ndarray) -> np.ndarray:
         """``Σ_pairs clip(qx·qw + qx'·qw', int16) - zx·Σ qw - zw·Σ qx + K·zx·zw``."""
@@ -36,7 +36,7 @@ class FBGEMMWithoutVNNI(FBGEMM):
 
     def conv_product(self, x: QTensor, weight: QTensor, geometry: Geometry, epilogue: Epilogue) -> np.ndarray:
         """The epilogue of `conv_sums`."""
-        return epilogue(self.conv_sums(x, weight, geometry))
+        return finish(self.conv_sums(x, weight, geometry), epilogue)
 
     def conv_sums(self, x: QTensor, weight: QTensor, geometry: Geometry) -> np.ndarray:
         """The same over each window, whatever kernel runs it."""

@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 F32 = np.float32
+ZERO = F32(0)
 DTYPE_RANGES = {"quint8": (0, 255), "qint8": (-128, 127)}
 
 
@@ -212,10 +213,10 @@ class Observer(Module):
         if not self.saw_data:
             shape = () if isinstance(self.granularity, PerTensor) else (1,)
             return np.ones(shape, F32), np.zeros(shape, np.int32)
-        low, high = (end[()] for end in self.range())  # numbers, if per tensor: NumPy is quicker with them
-        if np.any(low > high):
+        low, high = self.range()
+        if np.count_nonzero(low > high):
             raise ValueError(f"{type(self).__name__}: min_val must not exceed max_val, got {low} … {high}")
-        lo, hi = np.minimum(low, F32(0)), np.maximum(high, F32(0))
+        lo, hi = np.minimum(low, ZERO), np.maximum(high, ZERO)
         bounds = (lo, hi, self.quant_min, self.quant_max, self.eps.data[0])
         with np.errstate(all="ignore"):  # infinite and NaN ranges
             if not self._symmetric:

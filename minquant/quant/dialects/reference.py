@@ -28,7 +28,7 @@ from ..fake_quant import FakeQuantize, WeightFakeQuantize
 from ..grid import to_code
 from ..grouped import grouped_output, weight_of_arrays, weight_of_qtensor
 from ..histogram import HistogramObserver
-from ..integer import accumulate_conv
+from ..integer import product_conv
 from ..observers import MinMaxObserver, PerChannelMinMaxObserver
 from ..qtensor import QTensor, quantize
 from ..spec import PerGroup, QParams, QSpec
@@ -218,7 +218,7 @@ class IntegerConv(Conv):
         self.save(x, weight)
         self.geometry, self.has_bias = geometry, bias is not None
         qx, qw = grid.to_integers(x, x_grid), grid.to_integers(weight, w_grid)
-        acc = accumulate_conv(qx, x_grid.zero_point, qw, w_grid.zero_point, geometry)
-        zeros = np.zeros(len(weight), np.float32)
-        y = dialect.rescale(acc, x_grid.scale, w_grid.scale, zeros if bias is None else bias)
+        shift = np.zeros(len(weight), np.float32) if bias is None else bias
+        to_real = dialect.to_real(x_grid.scale, w_grid.scale, shift, False)
+        y = product_conv(qx, x_grid.zero_point, qw, w_grid.zero_point, geometry, to_real)
         return geometry.images(y, x.shape)

@@ -19,52 +19,85 @@ from functools import cache
 import numpy as np
 from numba import njit
 
-from minquant.kernels.isa import Isa
+from minquant.kernels.elements import fingerprint
+from minquant.kernels.isa import ISAS, Isa
 from minquant.kernels.packed import Packed
+from minquant.kernels.simd import interleave
 
 __all__ = ["enter", "pack", "room"]
 
 LINE, SET_STRIDE = 64, 1024
 """Bytes of a cache line, and of a stride at which few lines of a first-level cache are used."""
 
+LINES_OF_A_ROW, UNITS = 4, 16
+"""How much of a row is packed at a time: so little that all that is written meanwhile stays in the first-level cache."""
+
 
 def pack(b: np.ndarray, isa: Isa) -> Packed:
     """An int8 matrix (K, N) in panels."""
     K, N = b.shape
     steps, count = -(-K // isa.group), -(-N // isa.columns)
-    panels = np.zeros((count, steps, isa.columns, isa.group), np.int8)
-    sums = np.zeros(count * isa.columns, np.int32)
-    _filler(isa.columns, isa.group)(b, panels, sums)
+    panels = np.empty((count, steps, isa.columns, isa.group), np.int8)
+    sums = np.empty(count * isa.columns, np.int32)
+    whole = (steps * isa.group, count * isa.columns)
+    if b.flags.f_contiguous and not b.flags.c_contiguous:  # a weight (N, K), transposed
+        units = _whole(b.T, whole[::-1]).view(f"u{isa.group}")
+        _turn(units, panels.reshape(count, steps, -1).view(units.dtype), sums)
+    else:
+        _filler(ISAS.index(isa))(_whole(b, whole), panels, sums)
     return Packed(isa, (K, N), panels, sums)
 
 
+def _whole(matrix: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """With zeros up to that shape, row after row in memory."""
+    if matrix.shape == shape:
+        return np.ascontiguousarray(matrix)
+    whole = np.zeros(shape, np.int8)
+    whole[: len(matrix), : matrix.shape[1]] = matrix
+    return whole
+
+
 @cache
-def _filler(columns: int, group: int) -> Callable[..., None]:
-    """Fills panels of these sizes, compiled for them so that its inner loops become vector instructions."""
+def _filler(place: int) -> Callable[..., None]:
+    """Fills the panels of ``ISAS[place]`` from whole rows of K, some panels at a time: whole cache lines of a row."""
+    columns, group, version = ISAS[place].columns, ISAS[place].group, fingerprint()
+    together = max(1, LINES_OF_A_ROW * LINE // columns)
 
     @njit(cache=True, nogil=True)
     def fill(b: np.ndarray, panels: np.ndarray, sums: np.ndarray) -> None:
-        K, N = b.shape
-        for p in range(panels.shape[0]):
-            first = p * columns
-            width = min(columns, N - first)
-            for k in range(0, K - group + 1, group):
-                if width == columns:
-                    for n in range(columns):
-                        for g in range(group):
-                            panels[p, k // group, n, g] = b[k + g, first + n]
-                else:
-                    for n in range(width):
-                        for g in range(group):
-                            panels[p, k // group, n, g] = b[k + g, first + n]
-            for k in range(K // group * group, K):
-                for n in range(width):
-                    panels[p, k // group, n, k % group] = b[k, first + n]
-        for k in range(K):
+        version  # noqa: B018 (see elements.py)
+        (count, steps), N = panels.shape[:2], b.shape[1]
+        for begin in range(0, count, together):
+            for k in range(steps):
+                row = b.ctypes.data + k * group * N
+                for p in range(begin, min(count, begin + together)):
+                    to = panels.ctypes.data + (p * steps + k) * columns * group
+                    interleave(place, row + p * columns, N, to)
+        sums[:] = 0
+        for k in range(len(b)):
+            row_of_b = b[k]
             for n in range(N):
-                sums[n] += b[k, n]
+                sums[n] += row_of_b[n]
 
     return fill
+
+
+@njit(cache=True, nogil=True)
+def _turn(units: np.ndarray, panels: np.ndarray, sums: np.ndarray) -> None:
+    """Fills panels (P, steps, columns) from the columns' own rows (N, steps); a unit is one column's group of bytes."""
+    count, steps, columns = panels.shape
+    for p in range(count):
+        for begin in range(0, steps, UNITS):
+            for n in range(columns):
+                row = units[p * columns + n]
+                for k in range(begin, min(steps, begin + UNITS)):
+                    panels[p, k, n] = row[k]
+    rows = units.view(np.int8)
+    for n in range(len(rows)):
+        total = np.int32(0)
+        for value in rows[n]:
+            total += np.int32(value)
+        sums[n] = total
 
 
 def enter(a: np.ndarray, isa: Isa, rows: int) -> tuple[np.ndarray, int]:

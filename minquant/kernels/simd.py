@@ -15,7 +15,7 @@ from numba.extending import models, register_model
 
 from minquant.kernels.isa import ISAS, Isa
 
-__all__ = ["load_tile", "multiply_add", "store_tile"]
+__all__ = ["interleave", "load_tile", "multiply_add", "store_tile"]
 
 intrinsic: Any = extending.intrinsic
 """Its functions are called without their first argument, the context, which numba passes itself."""
@@ -178,3 +178,33 @@ def store_tile(context: Any, isa: Any, tile: Any, address: Any, row_bytes: Any) 
         return context.get_dummy_value()
 
     return types.void(isa, tile, address, row_bytes), code
+
+
+@intrinsic
+def interleave(context: Any, isa: Any, address: Any, row_bytes: Any, to: Any) -> Any:
+    """``interleave(isa, address, row_bytes, to)``: one step of a panel, from the rows of K that it takes.
+
+    Of `group` rows of int8, as many neighbours as the panel has columns, written column by column.
+    """
+    if not _literals(isa):
+        return None
+    kind = ISAS[isa.literal_value]
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        _, address, row_bytes, to = arguments
+        int8 = ir.VectorType(I8, kind.columns)
+        rows = [_load(builder, _row(builder, address, row_bytes, i), int8) for i in range(kind.group)]
+        while len(rows) > 1:  # rows 0 and 2, 1 and 3, then both results: so each column's bytes come out in order
+            half = len(rows) // 2
+            rows = [_zipped(builder, even, odd) for even, odd in zip(rows[:half], rows[half:], strict=True)]
+        builder.store(rows[0], builder.inttoptr(to, rows[0].type.as_pointer()), align=1)
+        return context.get_dummy_value()
+
+    return types.void(isa, address, row_bytes, to), code
+
+
+def _zipped(builder: Any, even: Any, odd: Any) -> Any:
+    """The elements of two vectors by turns."""
+    count = even.type.count
+    places = [place for i in range(count) for place in (i, count + i)]
+    return builder.shuffle_vector(even, odd, ir.Constant(ir.VectorType(I32, 2 * count), places))

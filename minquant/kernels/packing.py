@@ -30,7 +30,7 @@ LINE, SET_STRIDE = 64, 1024
 """Bytes of a cache line, and of a stride at which few lines of a first-level cache are used."""
 
 LINES_OF_A_ROW, UNITS = 4, 16
-"""How much of a row is packed at a time: so little that all that is written meanwhile stays in the first-level cache."""
+"""How much of a row is packed at a time: so little that what is written meanwhile stays in the first-level cache."""
 
 
 def pack(b: np.ndarray, isa: Isa) -> Packed:

@@ -25,7 +25,8 @@ def to_torch(model: Module, device: str = "cpu") -> Any:
 
     Returns:
         A torch.nn.Module. Integers equal minquant's bit for bit, whatever the dialect, and so do the real values of
-        quantized layers. Float layers differ in the order in which sums are added: one of K products by at most
+        quantized layers. Norms and softmax between two grids add in float64, where another order changes an integer by
+        one at most, and hardly ever (`torch_modules/statistics.py`). Float layers differ in the order in which sums are added: one of K products by at most
         ``2·(K + 2)·2⁻²⁴·(Σ|x·w| + |b|)``, so that integers which are made of their results may differ, too.
 
     Raises:

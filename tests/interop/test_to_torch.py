@@ -301,6 +301,29 @@ def test_batch_norm_is_a_table_for_each_channel(dialect, norm, shape):
         to_torch(q_between.BetweenGrids(nn.BatchNorm2d(7), layer.output, dialect))
 
 
+@pytest.mark.parametrize("dialect", EXACT)
+@pytest.mark.parametrize("norm, shape", [(nn.LayerNorm(7), (5, 7)), (nn.LayerNorm((3, 7)), (4, 2, 3, 7)),
+                                         (nn.LayerNorm(7, elementwise_affine=False), (7,)), (nn.RMSNorm(7), (9, 7)),
+                                         (nn.RMSNorm(130, eps=1e-3), (3, 130))])  # fmt: skip
+def test_norms_add_in_float64(dialect, norm, shape):
+    rng = np.random.default_rng(23)
+    for parameter in norm.parameters():
+        parameter.data = rng.uniform(0.1, 2, parameter.shape).astype(np.float32)
+    layer = q_between.BetweenGrids(norm, grid(rng, UINT8, low=0.01), dialect)
+    for _ in range(3):
+        assert_same(layer, integers(rng, shape, grid(rng, UINT8)))
+
+
+@pytest.mark.parametrize("dialect", EXACT)
+@pytest.mark.parametrize("shape, dim", [((5, 7), -1), ((2, 9, 4), 1), ((3, 300), 1), ((6,), 0), ((0, 3), 1)])
+def test_softmax_looks_exponentials_up(dialect, shape, dim):
+    rng = np.random.default_rng(24)
+    for output in (QParams(np.float32(1 / 256), np.int32(0), UINT8), QParams(np.float32(0.007), np.int32(9), UINT8)):
+        layer = q_between.BetweenGrids(nn.Softmax(dim), output, dialect)
+        for _ in range(3):
+            assert_same(layer, integers(rng, shape, grid(rng, UINT8)))
+
+
 POOLS = [nn.AvgPool2d(2), nn.AvgPool2d((3, 2), 1, (1, 1)), nn.AvgPool2d(3, 2), nn.AdaptiveAvgPool2d(1),
          nn.AdaptiveAvgPool2d((2, None)), nn.AdaptiveAvgPool2d((3, 2))]  # fmt: skip
 
@@ -635,12 +658,12 @@ class OwnParameter(nn.Module):
 
 
 def test_everything_that_is_wrong_is_listed_by_path():
-    norm = q_between.BetweenGrids(nn.LayerNorm(4), QParams(np.float32(1), np.int32(0), UINT8), "reference")
+    norm = q_between.BetweenGrids(nn.BatchNorm1d(4), QParams(np.float32(1), np.int32(0), UINT8), "reference")
     inner = nn.Sequential(norm, UsesFunctions())
     with pytest.raises(ValueError) as caught:
         to_torch(nn.Sequential(inner, OwnParameter()))
     message = str(caught.value)
-    assert "'0.0' (BetweenGrids): LayerNorm between two grids adds real values" in message
+    assert "'0.0' (BetweenGrids): BatchNorm1d between two grids is not covered" in message
     assert "'0.1' (UsesFunctions): its forward uses minquant" in message and "cannot read torch's tensors" in message
     assert "'1' (OwnParameter): has parameters of its own (gain)" in message
     assert "covered are Linear and Conv1d/2d" in message

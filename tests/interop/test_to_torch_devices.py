@@ -61,6 +61,8 @@ def on_meta(module):
     for part in module.modules():
         for name, buffer in part._buffers.items():
             part._buffers[name] = None if buffer is None else torch.empty_like(buffer, device="meta")
+        for name, parameter in part._parameters.items():
+            part._parameters[name] = None if parameter is None else torch.empty_like(parameter, device="meta")
     return module
 
 
@@ -133,7 +135,8 @@ def test_between_two_grids(dialect):
         module = on_meta(to_torch(BetweenGrids(pool, own, dialect)))
         assert_stays(lambda module=module: module(x))
     sigmoid = BetweenGrids(nn.Sigmoid(), QParams(np.float32(1 / 256), np.int32(0), UINT8), dialect)
-    for layer in (sigmoid, BetweenGrids(nn.BatchNorm2d(37).eval(), output, dialect)):
+    others = (nn.BatchNorm2d(37).eval(), nn.LayerNorm(6), nn.RMSNorm(6), nn.Softmax(1))
+    for layer in (sigmoid, *(BetweenGrids(module, output, dialect) for module in others)):
         module = on_meta(to_torch(layer))
         assert_stays(lambda module=module: module(x))
     functional = on_meta(to_torch(QFunctional(output, dialect)))

@@ -27,7 +27,7 @@ from minquant.quant.dialects.torch_rounding import in_vectors, whole_channels
 
 from .quantized import Grid, QuantizedTensor, integers_of
 
-__all__ = ["Functional", "PerChannelUnary", "Table", "Unary", "every_integer", "tables"]
+__all__ = ["Functional", "PerChannelUnary", "Table", "Unary", "WithOutput", "every_integer", "index_of", "tables"]
 
 ALL_WHOLE, NONE_WHOLE = 4, 1 << 40
 """Bytes of a vector register: so few that every element lies in a whole vector, and so many that none does."""

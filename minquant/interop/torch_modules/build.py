@@ -14,7 +14,7 @@ from minquant.quant.fake_quant import FakeQuantize
 from minquant.quant.observers import Observer
 from minquant.quant.weighted import QATWeighted
 
-from . import pooling, rules
+from . import pooling, rules, statistics
 from .between import PerChannelUnary, Unary
 from .covered import QUANTIZED
 from .ends import DeQuantize
@@ -25,12 +25,8 @@ __all__ = ["build"]
 
 COVERED = (
     "covered are Linear and Conv1d/2d, static and dynamic, QuantStub and DeQuantStub, ReLU, MaxPool2d, average "
-    "pooling, batch norm in eval, Sigmoid, Tanh, GELU, SiLU, Flatten, FloatFunctional but for matmul, Embedding, "
-    "containers, float layers"
-)
-ADDS = (
-    "adds real values, in an order that each device chooses, so that its integers could differ; put it between a "
-    "DeQuantStub and a QuantStub"
+    "pooling, Sigmoid, Tanh, GELU, SiLU, Softmax, norms (batch norm in eval), Flatten, FloatFunctional but for "
+    "matmul, Embedding, containers, float layers"
 )
 OURS = ("minquant.nn.", "minquant.quant.")
 """Where layers are that have a counterpart or none; a forward of any other place is borrowed."""
@@ -103,15 +99,20 @@ class _Building:
     def _between(self, path: str, own: Any) -> torch.nn.Module:
         """An operation between two grids, and the float layer that it is elsewhere."""
         dialect, inner = get_dialect(own.backend), own.module
+        kind: Any
         if isinstance(inner, nn.AvgPool2d | nn.AdaptiveAvgPool2d):
-            kind: Any = pooling.AvgPool2d if isinstance(inner, nn.AvgPool2d) else pooling.AdaptiveAvgPool2d
+            kind = pooling.AvgPool2d if isinstance(inner, nn.AvgPool2d) else pooling.AdaptiveAvgPool2d
             obstacle = pooling.uncovered_pool(dialect) or rules.uncovered_quantize(dialect)
             return self._checked(path, own, obstacle, lambda: kind(own, path, self.module(f"{path}.module", inner)))
         if isinstance(inner, nn.BatchNorm1d | nn.BatchNorm2d) and inner.track_running_stats and not inner.training:
             return PerChannelUnary(own, path, self.module(f"{path}.module", inner))
+        if isinstance(inner, nn.LayerNorm | nn.RMSNorm | nn.Softmax):
+            kind = statistics.Softmax if isinstance(inner, nn.Softmax) else statistics.Norm
+            obstacle = statistics.uncovered_softmax(dialect) or rules.uncovered_quantize(dialect)
+            return self._checked(path, own, obstacle, lambda: kind(own, path, self.module(f"{path}.module", inner)))
         if isinstance(inner, ELEMENTWISE):
             return Unary(own, path, self.module(f"{path}.module", inner))
-        self._problem(path, own, f"{type(inner).__name__} between two grids {ADDS}")
+        self._problem(path, own, f"{type(inner).__name__} between two grids is not covered")
         return Stub()
 
     def _container(self, path: str, own: Any) -> torch.nn.Module:

@@ -25,7 +25,7 @@ from .torch_operations import TANH_SCALE, TANH_ZERO_POINT, TorchOperations, relu
 from .torch_pooling import centred, window_sums
 from .torch_rounding import on_grid
 
-__all__ = ["QNNPACKOperations"]
+__all__ = ["UNIT_SCALE", "QNNPACKOperations", "exponentials"]
 
 F32 = np.float32
 MULTIPLIER_BITS = 22
@@ -108,11 +108,16 @@ class QNNPACKOperations(TorchOperations):
         if output.scale != UNIT_SCALE or output.zero_point != 0:
             return super().softmax(x, dim, output)
         q = x.int_repr().astype(np.int64)
-        largest_entry = min((2.0**32 - 1) / x.shape[dim], 2.0**23 - 1)
-        table = np.rint(largest_entry * np.exp((INTEGERS - 255) * np.float64(x.qparams.scale))).astype(np.int64)
+        table = exponentials(x.qparams.scale, x.shape[dim])
         power = table[255 - q.max(axis=dim, keepdims=True, initial=0) + q]
         total = power.sum(axis=dim, keepdims=True)
         return QTensor(np.minimum((256 * power + total // 2) // np.maximum(total, 1), 255), output)
+
+
+def exponentials(scale: np.ndarray, n: int) -> np.ndarray:
+    """``rint(S · exp((q - 255) · s))`` of 0…255, int64, for sums of n of them."""
+    largest_entry = min((2.0**32 - 1) / n, 2.0**23 - 1)
+    return np.rint(largest_entry * np.exp((INTEGERS - 255) * np.float64(scale))).astype(np.int64)
 
 
 def real_of_all_integers(x: QTensor) -> np.ndarray:

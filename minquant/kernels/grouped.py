@@ -31,7 +31,7 @@ from minquant.kernels.grouped_packing import enter, pack_codes, pack_scales, pac
 from minquant.kernels.isa import ISAS, chosen
 from minquant.kernels.packed import GroupedWeight
 from minquant.kernels.simd import load_tile, store_tile
-from minquant.kernels.simd_bits import multiply_add_bits
+from minquant.kernels.simd_bits import multiply_add_bits, prefetch
 from minquant.kernels.simd_vectors import load_vector, spread, store_vector, to_float32
 from minquant.kernels.threads import in_parts
 
@@ -39,6 +39,12 @@ __all__ = ["grouped_linear"]
 
 GROUPS = 32
 """Whose sums wait for the float arithmetic in the first-level cache."""
+
+WORDS = 2
+"""Of each column that are multiplied at once, at M = 1. More rows leave no registers for that."""
+
+AHEAD, LINE = 4096, 64
+"""Bytes between the word that is multiplied and the one that is asked of memory; bytes that come at once."""
 
 ROWS = 4
 """Of a tile at most: its sums and the unpacked codes of two steps fill the registers."""
@@ -77,13 +83,13 @@ def grouped_linear(
     each[:N] = bias
     flat = words.reshape(-1), sums.reshape(-1), scales.reshape(-1), zero_points
     affine = zero_points.size > 1
-    if not affine:
+    if not affine:  # a single zero point is multiplied with once for all columns
         totals *= zero_points[0]
     kernel = _kernel(ISAS.index(isa), tile_rows(M, ROWS), weight.stored_bits, affine, rule)
 
     def work(first: int, last: int) -> None:
         """Of some of the panels, all rows."""
-        kernel(x, zeros, totals, scale_of_x, *flat, words.shape[2], each, first, last, out)
+        kernel(x, zeros, totals.reshape(-1), scale_of_x, *flat, groups, words.shape[2], each, first, last, out)
 
     in_parts(work, len(words), operations=2 * M * N * groups * size)
     return out
@@ -93,7 +99,8 @@ def grouped_linear(
 def _kernel(place: int, rows: int, bits: int, affine: bool, rule: Callable[..., Any]) -> Callable[..., None]:
     """The kernel of the instruction ``ISAS[place]`` for tiles of that many rows and codes of that many bits."""
     isa = ISAS[place]
-    columns, lanes, values, mark = isa.columns, isa.lanes, 32 // bits, fingerprint(rule)
+    columns, lanes, mark = isa.columns, isa.lanes, fingerprint(rule)
+    values, count = 32 // bits, max(1, WORDS // rows)
     prepare(rule)
 
     @njit(cache=True, nogil=True)
@@ -106,6 +113,7 @@ def _kernel(place: int, rows: int, bits: int, affine: bool, rule: Callable[..., 
         sums: np.ndarray,
         scales: np.ndarray,
         zero_points: np.ndarray,
+        groups: int,
         units: int,
         bias: np.ndarray,
         first: int,
@@ -113,7 +121,7 @@ def _kernel(place: int, rows: int, bits: int, affine: bool, rule: Callable[..., 
         out: np.ndarray,
     ) -> None:
         mark  # noqa: B018 (see elements.py)
-        (M, N), groups, row_bytes = out.shape, totals.shape[1], x.shape[1]
+        (M, N), row_bytes = out.shape, x.shape[1]
         nothing, acc = np.zeros(columns, np.int32), np.empty(GROUPS * rows * columns, np.int32)
         y = np.empty(rows * columns, np.float32)
         for p in range(first, last):
@@ -124,21 +132,30 @@ def _kernel(place: int, rows: int, bits: int, affine: bool, rule: Callable[..., 
                     value = x.ctypes.data + top * row_bytes + start * units * values
                     word = words.ctypes.data + (p * groups + start) * units * 4 * columns
                     for g in range(stop - start):
+                        of_group = (p * groups + start + g) * columns
+                        prefetch(scales.ctypes.data + 4 * of_group)
+                        prefetch(sums.ctypes.data + sums.itemsize * of_group)
                         tile = load_tile(place, rows, nothing.ctypes.data, 0)
-                        for _ in range(units):
-                            tile = multiply_add_bits(place, bits, tile, value, row_bytes, word)
+                        for _ in range(units // count):
+                            tile = multiply_add_bits(place, bits, count, tile, value, row_bytes, word)
+                            for line in range(0, 4 * columns * count, LINE):
+                                prefetch(word + AHEAD + line)
+                            value += values * count
+                            word += 4 * columns * count
+                        for _ in range(units % count):
+                            tile = multiply_add_bits(place, bits, 1, tile, value, row_bytes, word)
                             value += values
                             word += 4 * columns
                         store_tile(place, tile, acc.ctypes.data + 4 * g * rows * columns, 4 * columns)
                     for i in range(rows):
-                        zx, scale = spread(place, zeros[top + i]), spread(place, x_scale[top + i])
+                        zx, scale = spread(place, zeros, top + i), spread(place, x_scale, top + i)
                         for j in range(0, columns, lanes):
                             result = load_vector(place, y, i * columns + j)
                             for g in range(start, stop):
                                 of = (p * groups + g) * columns + j
                                 exact = load_vector(place, acc, ((g - start) * rows + i) * columns + j)
                                 exact = exact - load_vector(place, sums, of) * zx
-                                total = spread(place, totals[top + i, g])
+                                total = spread(place, totals, (top + i) * groups + g)
                                 if affine:
                                     exact = exact - load_vector(place, zero_points, of) * total
                                 else:

@@ -111,7 +111,7 @@ def enter(
     """
     (M, _), groups, held = qx.shape, weight.scale.shape[1], 32 // weight.stored_bits
     width, R = -(-weight.size // held) * held, -(-M // rows) * rows
-    dtype = np.dtype(np.int8 if isa.operand == "int8" else np.uint8)
+    dtype = np.dtype(np.uint8 if isa.operand == "uint8" else np.int8)
     shift = 0 if qx.dtype == dtype else 128 if dtype == np.uint8 else -128
     x, zeros, totals, scales = (np.zeros(shape, kind) for shape, kind in (
         ((R, groups * width), dtype), (R, np.int32), ((R, groups), np.int32), (R, np.float32)))  # fmt: skip

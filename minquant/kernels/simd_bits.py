@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
+from numba import types
 from numba.core import cgutils
 
 from minquant.kernels.isa import ISAS, Isa
@@ -31,9 +32,10 @@ from minquant.kernels.simd import (
     intrinsic,
 )
 
-__all__ = ["multiply_add_bits"]
+__all__ = ["multiply_add_bits", "prefetch"]
 
 PMADDUBSW = "llvm.x86.avx2.pmadd.ub.sw"
+INT16_MAX = 2**15 - 1
 
 
 def _unpacked(builder: Any, bits: int, words: Any) -> list[Any]:
@@ -49,37 +51,38 @@ def _unpacked(builder: Any, bits: int, words: Any) -> list[Any]:
     ]
 
 
-# ---- acc + Σ values·codes of a word ----------------------------------------------------------------------------------
+# ---- acc + Σ values·codes of words -----------------------------------------------------------------------------------
 
 
 def _dots_avx2(builder: Any, isa: Isa, bits: int, acc: Any, values: list[Any], codes: list[Any]) -> Any:
     """VPMADDUBSW adds pairs of products of uint8 and int8 in int16, VPMADDWD pairs of those in int32.
 
-    The first saturates, but not here: all pairs of a word together reach 2·2·255·15 = 15,300 with 4 bits, and
-    4·2·255·3 = 6,120 with 2. Codes of 8 bits are multiplied in int16, bytes of even and odd places by themselves.
+    The first saturates, but not here: a pair reaches 2·15·128 = 3,840 with 4 bits, so that 8 of them fit int16. Codes
+    of 8 bits are multiplied in int16, bytes of even and odd places by themselves.
     """
     if bits == 8:
-        return _dot_int16(builder, acc, values[0], codes[0])
+        return _dots_int16(builder, acc, values, codes)
     int16, kind = ir.VectorType(I16, 16), codes[0].type
     function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(int16, [kind, kind]), PMADDUBSW)
-    pairs = [
-        builder.call(function, [builder.bitcast(value, kind), code]) for value, code in zip(values, codes, strict=True)
-    ]
-    total = pairs[0]
-    for pair in pairs[1:]:
-        total = builder.add(total, pair)
-    return builder.add(acc, _call(builder, PMADDWD, total, ir.Constant(int16, [1] * 16)))
+    fit = INT16_MAX // (2 * ((1 << bits) - 1) * 128)
+    for first in range(0, len(codes), fit):
+        total = ir.Constant(int16, [0] * 16)
+        for value, code in zip(values[first : first + fit], codes[first : first + fit], strict=True):
+            total = builder.add(total, builder.call(function, [code, builder.bitcast(value, kind)]))
+        acc = builder.add(acc, _call(builder, PMADDWD, total, ir.Constant(int16, [1] * 16)))
+    return acc
 
 
-def _dot_int16(builder: Any, acc: Any, values: Any, codes: Any) -> Any:
-    """``acc + Σ₄ values·codes`` of uint8 and int8, in two instructions that cannot saturate."""
+def _dots_int16(builder: Any, acc: Any, values: list[Any], codes: list[Any]) -> Any:
+    """``acc + Σ values·codes`` of int8, in instructions that cannot saturate."""
     kind = ir.VectorType(I16, 16)
     eight = ir.Constant(kind, [8] * 16)
-    values, codes = builder.bitcast(values, kind), builder.bitcast(codes, kind)
-    even = builder.and_(values, ir.Constant(kind, [255] * 16)), builder.ashr(builder.shl(codes, eight), eight)
-    odd = builder.lshr(values, eight), builder.ashr(codes, eight)
-    for pair in (even, odd):
-        acc = builder.add(acc, _call(builder, PMADDWD, *pair))
+    for value, code in zip(values, codes, strict=True):
+        both = builder.bitcast(value, kind), builder.bitcast(code, kind)
+        even = [builder.ashr(builder.shl(x, eight), eight) for x in both]
+        odd = [builder.ashr(x, eight) for x in both]
+        for pair in (even, odd):
+            acc = builder.add(acc, _call(builder, PMADDWD, *pair))
     return acc
 
 
@@ -110,31 +113,57 @@ DOTS = {"avx2": _dots_avx2, "plain": _dots_plain}
 
 
 @intrinsic
-def multiply_add_bits(context: Any, isa: Any, bits: Any, tile: Any, a: Any, row_bytes: Any, words: Any) -> Any:
-    """``multiply_add_bits(isa, bits, tile, a, row_bytes, words)``: the tile plus ``32 / bits`` products in each place.
+def multiply_add_bits(
+    context: Any, isa: Any, bits: Any, count: Any, tile: Any, a: Any, row_bytes: Any, words: Any
+) -> Any:
+    """``multiply_add_bits(isa, bits, count, tile, a, row_bytes, words)``: the tile plus the products of `count` words.
 
     `a` is the address of the values in the tile's first row, the next row's lie `row_bytes` behind; `words` that of the
-    packed words, one for each column of the tile.
+    packed words, one for each column of the tile, and the next ones behind them.
     """
-    if not _literals(isa, bits):
+    if not _literals(isa, bits, count):
         return None
-    kind, size = ISAS[isa.literal_value], bits.literal_value
+    kind, size, many = ISAS[isa.literal_value], bits.literal_value, count.literal_value
     dots = DOTS.get(kind.name, _dots)
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        _, _, old, a, row_bytes, words = arguments
-        columns = []
-        for j in range(kind.vectors):
-            loaded = _load(builder, _at(builder, words, 4 * kind.lanes * j), ir.VectorType(I32, kind.lanes))
-            columns.append(_unpacked(builder, size, loaded))
+        *_, old, a, row_bytes, words = arguments
+        columns = [_codes(builder, kind, size, many, words, j) for j in range(kind.vectors)]
         new = []
         for i in range(tile.count // kind.vectors):
-            row = _row(builder, a, row_bytes, i)
-            loads = [_load(builder, _at(builder, row, 4 * step), I32) for step in range(8 // size)]
-            values = [_broadcast(builder, loaded, kind.lanes) for loaded in loads]
+            values = _values(builder, kind, 8 // size * many, _row(builder, a, row_bytes, i))
             for j, codes in enumerate(columns):
                 acc = builder.extract_value(old, i * kind.vectors + j)
                 new.append(dots(builder, kind, size, acc, values, codes))
         return cgutils.pack_array(builder, new)
 
-    return tile(isa, bits, tile, a, row_bytes, words), code
+    return tile(isa, bits, count, tile, a, row_bytes, words), code
+
+
+@intrinsic
+def prefetch(context: Any, address: Any) -> Any:
+    """``prefetch(address)``: begins to bring the line of memory there into the cache. Any address will do."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = builder.inttoptr(arguments[0], I8.as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        builder.call(function, [pointer, *(ir.Constant(I32, flag) for flag in (0, 3, 1))])  # to read, keep, data
+        return context.get_dummy_value()
+
+    return types.void(address), code
+
+
+def _codes(builder: Any, isa: Isa, bits: int, count: int, words: Any, j: int) -> list[Any]:
+    """All codes of the j-th vector of columns."""
+    codes = []
+    for u in range(count):
+        address = _at(builder, words, 4 * (u * isa.columns + isa.lanes * j))
+        codes += _unpacked(builder, bits, _load(builder, address, ir.VectorType(I32, isa.lanes)))
+    return codes
+
+
+def _values(builder: Any, isa: Isa, count: int, address: Any) -> list[Any]:
+    """Four bytes after another, each time in every lane."""
+    loaded = [_load(builder, _at(builder, address, 4 * step), I32) for step in range(count)]
+    return [_broadcast(builder, four, isa.lanes) for four in loaded]

@@ -81,16 +81,18 @@ def store_vector(context: Any, vector: Any, array: Any, index: Any) -> Any:
 
 
 @intrinsic
-def spread(context: Any, isa: Any, number: Any) -> Any:
-    """``spread(isa, number)``: an int32 or float32 number in every lane."""
-    if not _literals(isa) or number not in (types.int32, types.float32):
+def spread(context: Any, isa: Any, array: Any, index: Any) -> Any:
+    """``spread(isa, array, index)``: one number of a flat array of int32 or float32 in every lane."""
+    if not _literals(isa) or array.dtype not in (types.int32, types.float32):
         return None
-    lanes = ISAS[isa.literal_value].lanes
+    lanes, (stored, vector) = ISAS[isa.literal_value].lanes, STORED[array.dtype]
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return _broadcast(builder, arguments[1], lanes)
+        pointer = _pointer(context, builder, array, arguments[1], arguments[2], 1, stored)
+        number = builder.load(builder.bitcast(pointer, stored.as_pointer()))
+        return _broadcast(builder, number, lanes)
 
-    return STORED[number][1](lanes)(isa, number), code
+    return vector(lanes)(isa, array, types.int64), code
 
 
 # ---- arithmetic ------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ PLAIN = (bool, int, float, complex, str, bytes, type(None), range, slice)
 
 
 def members_of(
-    kind: type, own: set[str], packages: tuple[str, ...], reader: str
+    kind: type, own: set[str], packages: tuple[str, ...], reader: str, known: Collection[str] = ()
 ) -> tuple[dict[str, Any], set[str], list[str]]:
     """`forward` and what it needs of its class.
 
@@ -27,6 +27,7 @@ def members_of(
         own: names that the reader's classes define.
         packages: whose functions cannot read the tensors on which forward is to run.
         reader: whose tensors these are.
+        known: of these functions, as `_uses` names them, those that there is a counterpart for.
 
     Returns:
         The class's attributes by name, every name that their code uses, and what cannot work, in words.
@@ -34,7 +35,10 @@ def members_of(
     members = {name: inspect.getattr_static(kind, name) for name in _reachable(kind, own)}
     codes = {name: _functions(member) for name, member in members.items()}
     problems = [
-        f"its {name} {what}" for name, found in codes.items() for f in found for what in _foreign(f, packages, reader)
+        f"its {name} {what}"
+        for name, found in codes.items()
+        for f in found
+        for what in _foreign(f, packages, reader, known)
     ]
     return members, {used for found in codes.values() for f in found for used in _names(f.__code__)}, problems
 
@@ -102,7 +106,7 @@ def _names(code: CodeType) -> set[str]:
     return {name for inner in _codes(code) for name in inner.co_names}
 
 
-def _foreign(function: FunctionType, packages: tuple[str, ...], reader: str) -> list[str]:
+def _foreign(function: FunctionType, packages: tuple[str, ...], reader: str, known: Collection[str]) -> list[str]:
     """What a function uses that cannot work on the reader's tensors."""
     if hasattr(function, "__wrapped__"):
         return ["is decorated, so that its code cannot be seen"]
@@ -110,6 +114,7 @@ def _foreign(function: FunctionType, packages: tuple[str, ...], reader: str) -> 
     if "__class__" in function.__code__.co_freevars:
         found.append("calls super()")
     used = dict.fromkeys(use for code in _codes(function.__code__) for use in _uses(code, function, packages))
+    used = {use: None for use in used if use not in known}
     if used:
         found.append(f"uses {', '.join(used)}, which cannot read {reader}'s tensors")
     return found

@@ -13,9 +13,10 @@ def to_torch(model: Module, device: str = "cpu") -> Any:
     """A minquant model as a torch.nn.Module that computes the same, on any device.
 
     Quantized layers become modules of minquant's own, on the same integers; float layers become torch's. Of a module
-    class of your own the `forward` is run by torch, if it only calls submodules and uses operators and methods that
-    torch's tensors have too. Names are the same: ``fc1.weight.integers``, ``fc1.weight.scale``, ``fc1.output.scale`` …
-    in `state_dict`; weights of 2 to 4 bits stay packed. Inputs and outputs are torch tensors.
+    class of your own the `forward` is run by torch, if it only calls submodules and uses operators, methods and
+    functions of `minquant.functional` that torch has too. Names are the same: ``fc1.weight.integers``,
+    ``fc1.weight.scale``, ``fc1.output.scale`` … in `state_dict`; weights of 2 to 4 bits stay packed. Inputs and outputs
+    are torch tensors.
 
     Args:
         model: a converted, dynamically quantized or float model; it is not changed, no memory is shared.
@@ -26,8 +27,9 @@ def to_torch(model: Module, device: str = "cpu") -> Any:
     Returns:
         A torch.nn.Module. Integers equal minquant's bit for bit, whatever the dialect, and so do the real values of
         quantized layers. Norms and softmax between two grids add in float64, where another order changes an integer by
-        one at most, and hardly ever (`torch_modules/statistics.py`). Float layers differ in the order in which sums are added: one of K products by at most
-        ``2·(K + 2)·2⁻²⁴·(Σ|x·w| + |b|)``, so that integers which are made of their results may differ, too.
+        one at most, and hardly ever (`torch_modules/statistics.py`). Float layers differ in the order in which sums
+        are added: one of K products by at most ``2·(K + 2)·2⁻²⁴·(Σ|x·w| + |b|)``, so that integers which are made of
+        their results may differ, too.
 
     Raises:
         ImportError: torch is not installed.

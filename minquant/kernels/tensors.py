@@ -5,8 +5,8 @@ alike. Each operation then is a kernel of torch's, which rounds its result to fl
 two of them, so none makes one multiply-add of a product and a sum. On a GPU with Triton the function is compiled as a
 whole instead (`minquant.kernels.triton_elements`).
 
-Both operands of a quotient must be tensors of the device: by a number, torch's GPU kernels multiply with the reciprocal,
-and a number over a tensor is the number times its reciprocal everywhere.
+Both operands of a quotient must be tensors of the device: instead of dividing by a number, torch's GPU kernels multiply
+with the reciprocal, and a number over a tensor is the number times its reciprocal everywhere.
 """
 
 from __future__ import annotations

@@ -13,7 +13,9 @@ torch = pytest.importorskip("torch")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minquant import Tensor, manual_seed, nn
+from minquant import Tensor, functional, manual_seed, nn
+from minquant.demos.networks import Attention, random_network
+from minquant.functional import relu
 from minquant.interop import to_torch
 from minquant.interop.torch_modules.quantized import QuantizedTensor
 from minquant.quant import (
@@ -537,6 +539,32 @@ def test_a_trained_model_in_the_reference_dialect():
     np.testing.assert_array_equal(to_torch(converted)(torch.tensor(x)).numpy(), prepared(Tensor(x)).data)
 
 
+class Functions(nn.Module):
+    """A forward that calls functions, on integers and on real values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quant, self.dequant = nn.QuantStub(), nn.DeQuantStub()
+        self.conv, self.fc = nn.Conv2d(1, 3, 3), nn.Linear(3 * 9, 5)
+
+    def forward(self, x, scale: float = 2.0):
+        x = functional.max_pool2d(relu(self.conv(self.quant(x))), 2)
+        x = functional.transpose(functional.unsqueeze(functional.permute(x, (0, 2, 3, 1)), 1), 1, 2)
+        x = self.dequant(self.fc(functional.flatten(functional.reshape(x, (-1, 9, 3)), 1)))
+        return functional.cat([functional.abs(x) * scale, x], 1)
+
+
+@pytest.mark.parametrize("dialect", EXACT)
+def test_functions_of_a_forward_become_torchs(dialect):
+    manual_seed(6)
+    rng = np.random.default_rng(25)
+    prepared = prepare(Functions().eval(), get_default_qconfig(dialect))
+    prepared(Tensor(rng.normal(size=(9, 1, 8, 8)).astype(np.float32)))
+    converted, x = convert(prepared), rng.normal(size=(4, 1, 8, 8)).astype(np.float32)
+    np.testing.assert_array_equal(to_torch(converted)(torch.tensor(x)).numpy(), converted(Tensor(x)).data)
+    assert Functions.forward.__globals__["relu"] is functional.relu  # the reader's own is as it was
+
+
 @pytest.mark.parametrize("dialect", [*TORCHS, "reference"])
 def test_a_dynamic_mlp(dialect):
     manual_seed(3)
@@ -554,6 +582,23 @@ def test_a_dynamic_mlp_with_int4_groups():
     model = quantize_dynamic(nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 10)), config)
     x = np.random.default_rng(14).normal(size=(33, 64)).astype(np.float32)
     np.testing.assert_array_equal(to_torch(model)(torch.tensor(x)).numpy(), model(Tensor(x)).data)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_networks_with_every_kind_of_layer(seed):
+    """But for attention, whose products of activations are refused."""
+    rng = np.random.default_rng(seed)
+    manual_seed(seed)
+    for bits in (8, 4, 2):
+        model, draw = random_network(rng)
+        prepared = prepare_qat(model.train(), get_default_qat_qconfig(weight_bits=bits, act_bits=max(bits, 4)))
+        prepared(draw(rng, 16, 1))
+        converted, x = convert(prepared.eval()), draw(rng, 30, 2)
+        if isinstance(model, Attention):
+            with pytest.raises(ValueError, match="calls matmul"):
+                to_torch(converted)
+        else:
+            np.testing.assert_array_equal(to_torch(converted)(torch.tensor(x.data)).numpy(), converted(x).data)
 
 
 def test_shared_modules_stay_shared_and_run_on_each_grid():
@@ -643,9 +688,7 @@ class UsesFunctions(nn.Module):
         self.fc = nn.Linear(2, 2)
 
     def forward(self, x):
-        from minquant import functional
-
-        return functional.relu(self.fc(x))
+        return functional.layer_norm(self.fc(x), (2,))
 
 
 class OwnParameter(nn.Module):
@@ -664,9 +707,31 @@ def test_everything_that_is_wrong_is_listed_by_path():
         to_torch(nn.Sequential(inner, OwnParameter()))
     message = str(caught.value)
     assert "'0.0' (BetweenGrids): BatchNorm1d between two grids is not covered" in message
-    assert "'0.1' (UsesFunctions): its forward uses minquant" in message and "cannot read torch's tensors" in message
+    assert (
+        "'0.1' (UsesFunctions): its forward uses minquant.functional.layer_norm, which" in message
+        and "cannot read torch's tensors" in message
+    )
     assert "'1' (OwnParameter): has parameters of its own (gain)" in message
     assert "covered are Linear and Conv1d/2d" in message
+
+
+class Scores(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores = q_between.QFunctional(QParams(np.float32(1), np.int32(0), UINT8), "reference")
+
+    def forward(self, x, y):
+        return self.scores.matmul(x, y)
+
+
+def test_products_of_activations_are_refused():
+    with pytest.raises(
+        ValueError, match=r"'0' \(Scores\): its forward calls matmul of the QFunctional 'scores', which adds"
+    ):
+        to_torch(nn.Sequential(Scores()))
+    x = QuantizedTensor(torch.zeros(2, 2, dtype=torch.uint8), Scores().scores.output)
+    with pytest.raises(TypeError, match="matmul of two activations adds real values, in an order that each device"):
+        to_torch(Scores().scores).matmul(x, x)
 
 
 def test_prepared_models_and_hooks_are_refused():

@@ -76,7 +76,7 @@ class QuantizedTensor:
     def __torch_function__(
         cls, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> QuantizedTensor:
-        """What torch's own modules may do to it: ReLU, MaxPool2d, Dropout in eval; all else is refused."""
+        """What torch's modules and functions may do to it: see `ON_INTEGERS`; all else is refused."""
         name = getattr(function, "__name__", str(function))
         if name not in ON_INTEGERS:
             raise TypeError(
@@ -114,7 +114,17 @@ def _dropout(x: QuantizedTensor, p: float, training: bool, inplace: bool = False
     return x
 
 
-ON_INTEGERS: dict[str, Callable[..., QuantizedTensor]] = {"relu": _relu, "max_pool2d": _max_pool2d, "dropout": _dropout}
+def _moved(name: str) -> Callable[..., QuantizedTensor]:
+    """An operation that only moves elements."""
+    return lambda x, *args, **kwargs: QuantizedTensor(getattr(torch, name)(x.integers, *args, **kwargs), x.qparams)
+
+
+ON_INTEGERS: dict[str, Callable[..., QuantizedTensor]] = {
+    **{name: _moved(name) for name in ("flatten", "permute", "reshape", "squeeze", "transpose", "unsqueeze")},
+    "relu": _relu,
+    "max_pool2d": _max_pool2d,
+    "dropout": _dropout,
+}
 
 
 # ---- what modules keep -----------------------------------------------------------------------------------------------

@@ -183,8 +183,36 @@ for bits, size, (M, G, N), by_row, dtype in itertools.product(
 """
 
 
+TOKENS = """
+import numpy as np, pytest, torch
+from minquant.interop.torch_modules import rules
+from minquant.quant import PerToken, QSpec
+from minquant.quant.dialects import get_dialect
+rng = np.random.default_rng(0)
+for name in ("reference", "torchao"):
+    for bits in (8, 4):
+        spec = QSpec(bits, symmetric=True, granularity=PerToken())
+        for R, K in ((1, 1), (7, 70), (33, 1000), (0, 5), (3, 4096)):
+            x = (rng.normal(size=(R, K)) * 10.0 ** rng.integers(-8, 8, (R, 1))).astype(np.float32)
+            x[1:2] = 0
+            x[2:3] = np.rint(x[2:3]) / 2  # ties
+            assert rules.is_in_triton(get_dialect(name), torch.tensor(x), spec)
+            wanted, found = get_dialect(name).quantize_at_run_time(x, spec), rules.in_triton(torch.tensor(x), spec)
+            for a, b in zip(found, wanted):
+                np.testing.assert_array_equal(np.asarray(a), b)
+            rules.refuse_not_finite(found[1], "a layer")
+for bad in (np.nan, np.inf, -np.inf):
+    x = np.ones((3, 9), np.float32)
+    x[1, 4] = bad
+    scale = rules.in_triton(torch.tensor(x), spec)[1]
+    assert scale.isnan().tolist() == [[False], [True], [False]]
+    with pytest.raises(ValueError, match="the input of a layer holds NaN or infinity"):
+        rules.refuse_not_finite(scale, "a layer")
+"""
+
+
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
-@pytest.mark.parametrize("program", [ELEMENTS, GROUPS], ids=["elements", "groups"])
+@pytest.mark.parametrize("program", [ELEMENTS, GROUPS, TOKENS], ids=["elements", "groups", "tokens"])
 def test_the_kernels_in_tritons_interpreter(program):
     """Loads, stores, strides and edges, without a GPU."""
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], env=os.environ | {"TRITON_INTERPRET": "1"},

@@ -16,7 +16,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-from minquant.kernels import triton_elements, triton_grouped
+from minquant.kernels import triton_elements, triton_grouped, triton_tokens
 from tests.kernels.test_tensors import FUNCTIONS, INTEGER_BIAS, TAKES_REAL, named
 
 EACH = 32 * 64 // (4 * 32)
@@ -66,3 +66,12 @@ def test_weights_with_groups(bits, size):
     ptx = assembly(kernel, types, {"BITS": bits, "SIZE": size, "ROWS": 16, "COLUMNS": 64})
     assert re.search(r"mma\.sync\.aligned\.\w+\.row\.col(\.satfinite)?\.s32\.s8\.s8\.s32", ptx)
     assert counts(ptx, "fma.rn.f32", "mul.f32", "add.f32") == [0] * 3 and ".ftz" not in ptx
+
+
+@pytest.mark.parametrize("block", [64, 16_384])
+def test_rows_on_grids_of_their_own(block):
+    kernel = triton_tokens._kernel
+    types = dict.fromkeys(kernel.arg_names, "fp32") | {"x": "*fp32", "q": "*i8", "scale": "*fp32", "K": "i32"}
+    ptx = assembly(kernel, types, {"BLOCK": block})
+    divisions, *others = counts(ptx, "div.rn.f32", "fma.rn", "div.full", "div.approx", "mul.f32", "add.f32")
+    assert divisions >= 2 and others == [0] * 5 and ".ftz" not in ptx

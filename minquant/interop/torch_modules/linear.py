@@ -97,8 +97,10 @@ class DynamicLinear(Linear):
         rows = self.rows(real_tensor(x, self))
         q, scale, zero_point = rules.quantize_at_run_time(self.dialect, rows, self.input_spec, self.where)
         self.check_room(zero_point, self.input_spec)
-        (x_scale,) = rules.on_device((scale,), rows.device)
-        return self.output(q, self.zero_points(zero_point), x_scale).reshape(*x.shape[:-1], self.weight.shape[0])
+        x_scale = scale if isinstance(scale, Tensor) else rules.on_device((scale,), rows.device)[0]
+        y = self.output(q, self.zero_points(zero_point), x_scale)
+        rules.refuse_not_finite(scale, self.where)
+        return y.reshape(*x.shape[:-1], self.weight.shape[0])
 
     def zero_points(self, chosen: np.ndarray) -> Tensor | int:
         """Of the input: one number where there is no more than one."""

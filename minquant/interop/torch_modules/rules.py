@@ -20,7 +20,7 @@ from minquant.functional.geometry import Geometry
 from minquant.kernels import tensors
 from minquant.kernels.epilogue import Epilogue, ToCodes
 from minquant.kernels.fma import fma
-from minquant.quant import QParams, QSpec, QTensor
+from minquant.quant import PerToken, QParams, QSpec, QTensor
 from minquant.quant.dialects import Dialect
 from minquant.quant.dialects.fbgemm import FBGEMM, has_depthwise_kernel
 from minquant.quant.dialects.fbgemm_grid import fbgemm_qparams
@@ -153,6 +153,7 @@ def divided_code(x: Any, inverse: Any, scale: Any, zero_point: Any) -> Any:
     return np.rint(x / scale) + zero_point
 
 
+NOT_FINITE = "the input of {} holds NaN or infinity: no range, so no grid. Mend the data or the layers before it"
 QUANTIZE: dict[Any, Callable[..., Any]] = {
     Reference.quantize: plain_code,
     TorchDialect.quantize: fused_code,
@@ -186,19 +187,55 @@ def quantize(dialect: Dialect, x: Tensor, qparams: QParams) -> Tensor:
     return _codes(function, x, qparams.scale, qparams.zero_point, spec.qmin, spec.qmax, spec.dtype)
 
 
-def quantize_at_run_time(dialect: Dialect, x: Tensor, spec: QSpec, where: str) -> tuple[Tensor, np.ndarray, np.ndarray]:
-    """``dialect.quantize_at_run_time``: float32 (R, K) -> integers, scale and zero point, the latter two on the host.
+def quantize_at_run_time(
+    dialect: Dialect, x: Tensor, spec: QSpec, where: str
+) -> tuple[Tensor, np.ndarray | Tensor, np.ndarray]:
+    """``dialect.quantize_at_run_time``: float32 (R, K) -> integers, scale and zero point.
 
     The ranges travel to the host, where the dialect itself chooses the grid, as if they were all that there is of x.
+    Where a kernel can do all of it at once, the scale stays on the device, and NaN in it is to be refused by
+    `refuse_not_finite` when everything else is under way.
 
     Raises:
         ValueError: NaN or infinity; the message says where.
     """
+    if x.is_cuda and tensors.has_triton() and is_in_triton(dialect, x, spec):
+        return in_triton(x, spec)
     function, all_of_uint8 = AT_RUN_TIME[type(dialect).quantize_at_run_time]
     ends = finite_range(x, spec, where)
     _, scale, zero_point = dialect.quantize_at_run_time(ends, spec)
     low, high = (0, 255) if all_of_uint8 else (spec.qmin, spec.qmax)
     return _codes(function, x, scale, zero_point, low, high, spec.dtype), scale, zero_point
+
+
+def is_in_triton(dialect: Dialect, x: Tensor, spec: QSpec) -> bool:
+    """Whether there is a kernel for this grid: symmetric int8 for each row, by the plain rule."""
+    plain = type(dialect).quantize_at_run_time in (Reference.quantize_at_run_time, Torchao.quantize_at_run_time)
+    return (
+        plain
+        and spec.symmetric
+        and spec.signed
+        and isinstance(spec.granularity, PerToken)
+        and x.shape[-1] <= LONGEST_ROW
+    )
+
+
+def in_triton(x: Tensor, spec: QSpec) -> tuple[Tensor, Tensor, np.ndarray]:
+    """Rows on symmetric grids, in one kernel."""
+    from minquant.kernels.triton_tokens import symmetric_rows
+
+    q, scale = symmetric_rows(x, spec.qmin, spec.qmax)
+    return q, scale, np.zeros((len(x), 1), np.int32)
+
+
+def refuse_not_finite(scale: np.ndarray | Tensor, where: str) -> None:
+    """What `quantize_at_run_time` has put off, because it waits for the device.
+
+    Raises:
+        ValueError: NaN or infinity in the input.
+    """
+    if isinstance(scale, Tensor) and not scale.isfinite().all():
+        raise ValueError(NOT_FINITE.format(where))
 
 
 def finite_range(x: Tensor, spec: QSpec, where: str) -> np.ndarray:
@@ -213,8 +250,7 @@ def finite_range(x: Tensor, spec: QSpec, where: str) -> np.ndarray:
     low, high = torch.aminmax(x, dim=1) if per_token else torch.aminmax(x)
     ends = torch.stack([low, high], -1).reshape(-1, 2).cpu().numpy()
     if not np.isfinite(ends).all():
-        raise ValueError(f"the input of {where} holds NaN or infinity: no range, so no grid. Mend the data or the "
-                         "layers before it")  # fmt: skip
+        raise ValueError(NOT_FINITE.format(where))
     return ends
 
 

@@ -11,6 +11,8 @@ from functools import reduce
 
 import numpy as np
 
+from minquant.kernels.choice import compiled
+
 __all__ = ["cascade_sum", "channel_sum"]
 
 LANES, INTERLEAVE, LEVELS = 8, 4, 4
@@ -23,6 +25,9 @@ def cascade_sum(x: np.ndarray) -> np.ndarray:
     by `cascade`, then the 4 vectors (after those that filled no row), then the 8 lanes (after the values that
     filled no vector). Source: torch.sum on a contiguous float32 tensor, torch 2.13.
     """
+    kernels = compiled("learned_step", x.size)
+    if kernels and x.ndim == 1 and x.dtype == np.float32:
+        return kernels.channel_sums(np.ascontiguousarray(x).reshape(1, 1, -1))[0]
     lanes = LANES if len(x) >= LANES else 1
     vectors = x[: len(x) // lanes * lanes].reshape(-1, lanes, *x.shape[1:])
     in_vectors = interleaved(vectors)
@@ -41,9 +46,12 @@ def channel_sum(x: np.ndarray, axis: int) -> np.ndarray:
         return np.zeros(channels, x.dtype)
     blocks = x.reshape(math.prod(x.shape[:axis]), channels, math.prod(x.shape[axis + 1 :]))  # (before, C, after)
     if channels == 1:
-        return cascade_sum(blocks.reshape(-1))[np.newaxis]
+        return np.atleast_1d(cascade_sum(blocks.reshape(-1)))
     if blocks.shape[2] == 1:
         return column_sum(blocks[:, :, 0])
+    kernels = compiled("learned_step", x.size)
+    if kernels and x.dtype == np.float32:
+        return kernels.channel_sums(np.ascontiguousarray(blocks))
     return running_sum([np.zeros(channels, x.dtype), *cascade_sum(np.moveaxis(blocks, 2, 0))])
 
 

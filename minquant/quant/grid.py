@@ -102,7 +102,7 @@ def to_integers(x: np.ndarray, qparams: QParams) -> np.ndarray:
     """
     kernels = compiled("fake_quantize", x.size)
     if kernels and x.dtype == np.float32:
-        grid, dtype = _kernel_grid(x, qparams), qparams.spec.dtype
+        grid, dtype = kernel_grid(x, qparams), qparams.spec.dtype
         codes, has_nan = kernels.to_integers(np.asarray(x, order="C"), grid, dtype, to_code)
         if has_nan:
             refuse_nan(x)
@@ -112,7 +112,7 @@ def to_integers(x: np.ndarray, qparams: QParams) -> np.ndarray:
     return np.clip(to_codes(x, *qparams.expand(x.shape)), spec.qmin, spec.qmax).astype(spec.dtype)
 
 
-def _kernel_grid(x: np.ndarray, qparams: QParams) -> tuple[Any, ...]:
+def kernel_grid(x: np.ndarray, qparams: QParams) -> tuple[Any, ...]:
     """The grid as kernels take it: how many neighbours in memory share a scale, and `QParams.flat`."""
     qparams.check_fits(x.shape)
     return qparams.spec.granularity.run(x.shape), *qparams.flat
@@ -127,6 +127,18 @@ def to_real(q: np.ndarray, qparams: QParams) -> np.ndarray:
 def real_of(code: Any, scale: Any, zero_point: Any) -> Any:
     """``f((q - z) · s)``, of float32 arrays and of numbers inside kernels."""
     return (code - zero_point) * scale
+
+
+def rounded(x: np.ndarray, qparams: QParams) -> np.ndarray:
+    """float32 values -> their neighbours on the grid; errors as `to_integers`."""
+    kernels = compiled("fake_quantize", x.size)
+    if not kernels or x.dtype != np.float32:
+        return to_real(to_integers(x, qparams), qparams)
+    grid, rules = kernel_grid(x, qparams), (to_code, real_of)
+    out, _, has_nan = kernels.round_to_grid(np.asarray(x, order="C"), grid, None, rules)
+    if has_nan:
+        refuse_nan(x)
+    return out
 
 
 def refuse_nan(x: np.ndarray) -> None:
@@ -198,7 +210,7 @@ class RoundToGrid(Function):
         ends = None
         if x_min is not None and x_max is not None:
             ends = tuple([end.reshape(-1) for end in straight_through_range(x_min, x_max, qparams.spec)])
-        grid, rules = _kernel_grid(x, qparams), (to_code, real_of)
+        grid, rules = kernel_grid(x, qparams), (to_code, real_of)
         out, inside, has_nan = kernels.round_to_grid(np.asarray(x, order="C"), grid, ends, rules)
         if has_nan:
             refuse_nan(x)
@@ -249,7 +261,7 @@ def fake_quantize(x: Any, qparams: QParams, x_min: Any = None, x_max: Any = None
     """
     array = float_array(x, "fake_quantize")
     if not isinstance(x, Tensor):
-        return to_real(to_integers(array, qparams), qparams)
+        return rounded(array, qparams)
     out = RoundToGrid.apply(x, qparams=qparams, x_min=x_min, x_max=x_max)
     out.qparams = qparams
     return out

@@ -21,18 +21,20 @@ from typing import Any
 
 import numpy as np
 
+from minquant.kernels.choice import compiled
 from minquant.kernels.fma import fma
 from minquant.nn import Parameter
 from minquant.tensor import Function, Tensor
 
 from .cascade import cascade_sum, channel_sum
 from .fake_quant import FakeQuantize
-from .grid import EPS, check_finite, float_array, to_integers, to_real
+from .grid import EPS, check_finite, float_array, kernel_grid, rounded
 from .spec import PerTensor, QParams, QSpec, is_integer
 
 __all__ = ["LearnableFakeQuantize"]
 
 F32 = np.float32
+ZERO = F32(0)
 
 
 class LearnableFakeQuantize(FakeQuantize):
@@ -220,7 +222,7 @@ class RoundToLearnedGrid(Function):
         # one scale: torch's backward truncates z + 1/2 where its forward rounds, which is one off below zero
         truncated = np.trunc(np.clip(zero_point + F32(0.5), qparams.spec.qmin, qparams.spec.qmax))
         self.zero_point = truncated[0] if self._per_tensor else qparams.zero_point.astype(F32)
-        return to_real(to_integers(float_array(x, "fake_quantize"), qparams), qparams).astype(x.dtype, copy=False)
+        return rounded(float_array(x, "fake_quantize"), qparams).astype(x.dtype, copy=False)
 
     @property
     def _per_tensor(self) -> bool:
@@ -228,18 +230,37 @@ class RoundToLearnedGrid(Function):
 
     def backward(self, grad: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         spec, (x,) = self.grid.spec, self.saved
-        scale, z = (spec.granularity.expand(v, x.shape) for v in (self.grid.scale, np.asarray(self.zero_point)))
-        inverse = F32(1) / scale
-        codes = np.rint(fma(x, inverse, z))
-        clipped = np.clip(codes, spec.qmin, spec.qmax)
-        inside = codes == clipped
-        rounding_error = fma(clipped - z, scale, -x)
-        by_scale = np.where(inside, grad * rounding_error * inverse, grad * (clipped - z)) * self.grad_factor
-        by_zero_point = np.where(inside, F32(0), -grad * scale * self.grad_factor)
-        return np.where(inside, grad, F32(0)), self._sum(by_scale), self._sum(by_zero_point)
+        kernels = compiled("learned_step", x.size)
+        if kernels and x.dtype == F32 == grad.dtype:
+            length, *flat = kernel_grid(x, self.grid)
+            flat[2] = np.atleast_1d(self.zero_point)
+            arrays = np.asarray(x, order="C"), np.asarray(grad, order="C")
+            by = kernels.gradients(*arrays, (length, *flat), self.grad_factor, gradients)
+        else:
+            scale, z = (spec.granularity.expand(v, x.shape) for v in (self.grid.scale, np.asarray(self.zero_point)))
+            ends = F32(spec.qmin), F32(spec.qmax)
+            inside, *by_scale, outside = gradients(x, grad, F32(1) / scale, scale, z, *ends, self.grad_factor)
+            by = tuple(np.where(inside, *pair) for pair in ((grad, ZERO), by_scale, (ZERO, outside)))
+        by_x, by_scale, by_zero_point = by
+        return by_x, self._sum(by_scale), self._sum(by_zero_point)
 
     def _sum(self, terms: np.ndarray) -> np.ndarray:
         terms = terms.astype(F32, copy=False)
         if self._per_tensor:
             return np.atleast_1d(cascade_sum(terms.reshape(-1)))
         return channel_sum(terms, self.grid.spec.granularity.axis)  # type: ignore[union-attr]
+
+
+def gradients(
+    x: Any, grad: Any, inverse: Any, scale: Any, zero_point: Any, qmin: Any, qmax: Any, factor: Any
+) -> tuple[Any, Any, Any, Any]:
+    """The table above, of arrays, and of numbers inside kernels.
+
+    Whether q̃ lies inside the grid; the gradient by scale where it does, and where it does not; that by zero point where
+    it does not.
+    """
+    codes = np.rint(fma(x, inverse, zero_point))
+    clipped = np.minimum(np.maximum(codes, qmin), qmax)
+    rounding_error = fma(clipped - zero_point, scale, -x)
+    by_scale = grad * rounding_error * inverse * factor, grad * (clipped - zero_point) * factor
+    return codes == clipped, by_scale[0], by_scale[1], -grad * scale * factor

@@ -14,8 +14,10 @@ from minquant.autograd import by_channel, total
 from minquant.functional.geometry import Geometry
 from minquant.functional.norm import moments_of
 from minquant.kernels import choice, threads
-from minquant.quant import PerChannel, PerGroup, PerTensor, PerToken, QSpec, choose_qparams, fake_quantize
+from minquant.quant import PerChannel, PerGroup, PerTensor, PerToken, QParams, QSpec, choose_qparams, fake_quantize
+from minquant.quant.cascade import cascade_sum, channel_sum
 from minquant.quant.grid import check_finite, range_of, straight_through_range, to_integers
+from minquant.quant.learnable import RoundToLearnedGrid
 
 F32 = np.float32
 SPECIAL = np.array([0, -0.0, 0.5, -1.5, 2.5, 1e-45, -1e-40, 3e38, -3e38], F32)
@@ -132,6 +134,45 @@ def test_ranges(x, granularity, how):
     for one, other in zip(ours, numpys, strict=True):
         np.testing.assert_array_equal(one, other)  # NaN and NaN are equal, and so are 0 and -0
         assert one.shape == granularity.qparams_shape(x.shape)
+
+
+# ---- learned steps ---------------------------------------------------------------------------------------------------
+
+
+@given(
+    shape=st.sampled_from([(0, 3), (1, 1), (5, 7), (3, 33), (2, 40, 9), (1, 1000), (4, 1, 2100)]),
+    axis=st.integers(-1, 1),
+    per_channel=st.booleans(), symmetric=st.booleans(), seed=st.integers(0, 999), how=st.integers(0, 2),
+)  # fmt: skip
+@settings(max_examples=100, deadline=None)
+def test_learned_steps(shape, axis, per_channel, symmetric, seed, how):
+    rng = np.random.default_rng(seed)
+    x, gradient = (rng.standard_normal(shape).astype(F32) for _ in range(2))
+    granularity = PerChannel(axis) if per_channel else PerTensor()
+    channels = granularity.qparams_shape(shape) or (1,)
+    scale = rng.uniform(0.01, 0.1, channels).astype(F32)
+    zero_point = np.zeros(channels, F32) if symmetric else rng.uniform(-4, 4, channels).astype(F32)
+    on_grid = np.clip(np.rint(zero_point), -8, 7).astype(np.int32)
+    both_of = (scale, on_grid) if per_channel else (scale[0], on_grid[0])
+    qparams = QParams(*both_of, QSpec(4, symmetric=symmetric, granularity=granularity))
+
+    def compute():
+        tensors = [Tensor(a, requires_grad=True) for a in (strided(x, how), scale, zero_point)]
+        out = RoundToLearnedGrid.apply(*tensors, qparams=qparams, grad_factor=0.3)
+        out.backward(strided(gradient, how))
+        return out.data, *(t.grad.data for t in tensors)
+
+    for ours, numpys in zip(*both(compute), strict=True):
+        same_bits(ours, numpys)
+
+
+@given(n=st.integers(0, 20_000), seed=st.integers(0, 99))
+@settings(max_examples=100, deadline=None)
+def test_cascade_sums(n, seed):
+    x = np.random.default_rng(seed).standard_normal(n).astype(F32)
+    same_bits(*map(np.asarray, both(lambda: cascade_sum(x))))
+    wide = x[: n // 6 * 6].reshape(2, 3, -1)
+    same_bits(*both(lambda: channel_sum(wide, 1)))
 
 
 # ---- gradients, optimizers -------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from minquant import nn
 from minquant.interop import to_torch
-from minquant.interop.torch_modules import rules
+from minquant.interop.torch_modules import quantizing
 from minquant.interop.torch_modules.quantized import Grid, QuantizedTensor, Weight
 from minquant.quant import (
     BetweenGrids,
@@ -31,7 +31,7 @@ from minquant.quant import (
     default_dynamic_qconfig,
     quantize,
 )
-from tests.interop.test_to_torch import CONVS, EXACT, POOLS, TORCHS, UINT8, conv_of, grid, integers, static_linear
+from tests.interop.layers_in_torch import CONVS, EXACT, POOLS, TORCHS, UINT8, conv_of, grid, integers, static_linear
 
 
 class Watch(TorchDispatchMode):
@@ -85,7 +85,7 @@ def some_range(monkeypatch):
         per_token = spec.granularity.qparams_shape((2, 2)) != ()
         return np.array([[-1, 2]] * (len(x) if per_token else 1), np.float32)
 
-    monkeypatch.setattr(rules, "finite_range", ends)
+    monkeypatch.setattr(quantizing, "finite_range", ends)
 
 
 @pytest.mark.parametrize("dialect", EXACT)

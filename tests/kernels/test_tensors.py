@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minquant.interop.torch_modules import rules, sums
+from minquant.interop.torch_modules import quantizing, sums
 from minquant.kernels import tensors, triton_elements
 from minquant.kernels.fma import fma
 from minquant.quant.dialects import fbgemm, onednn, onednn_avx2, onnx, qnnpack, reference, torch_pooling
@@ -26,12 +26,12 @@ FUNCTIONS = {
     reference.real: 3, fbgemm.real: 3, onednn.real: 3,
     reference.codes: 5, fbgemm.codes: 5, fbgemm.codes_of_one_scale: 5, onednn.codes: 5, onednn_avx2.codes: 5,
     onednn_avx2.divided_codes: 5, qnnpack.codes: 5, onnx.codes_in_double: 5, onnx.codes_in_single: 5,
-    rules.plain_code: 3, rules.fused_code: 3, rules.onednn_code: 3, rules.divided_code: 3, sums.added: 3,
-    torch_pooling.code_left_over: 2, torch_pooling.code_in_vectors: 2, torch_pooling.adaptive_code_in_vectors: 2,
+    quantizing.plain_code: 3, quantizing.fused_code: 3, quantizing.onednn_code: 3, quantizing.divided_code: 3,
+    sums.added: 3, torch_pooling.code_left_over: 2, torch_pooling.code_in_vectors: 2,
+    torch_pooling.adaptive_code_in_vectors: 2,
 }  # fmt: skip
 """What runs on tensors, and how many terms each has."""
-TAKES_REAL = {rules.plain_code, rules.fused_code, rules.onednn_code, rules.divided_code, torch_pooling.code_left_over,
-              torch_pooling.code_in_vectors, torch_pooling.adaptive_code_in_vectors}  # fmt: skip
+TAKES_REAL = {f for f in FUNCTIONS if f.__module__.endswith(("quantizing", "torch_pooling"))}
 INTEGER_BIAS = {qnnpack.codes, onnx.codes_in_double, onnx.codes_in_single}
 named = pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f"{f.__module__.split('.')[-1]}.{f.__name__}")
 
@@ -185,7 +185,7 @@ for bits, size, (M, G, N), by_row, dtype in itertools.product(
 
 TOKENS = """
 import numpy as np, pytest, torch
-from minquant.interop.torch_modules import rules
+from minquant.interop.torch_modules import quantizing
 from minquant.quant import PerToken, QSpec
 from minquant.quant.dialects import get_dialect
 rng = np.random.default_rng(0)
@@ -196,18 +196,18 @@ for name in ("reference", "torchao"):
             x = (rng.normal(size=(R, K)) * 10.0 ** rng.integers(-8, 8, (R, 1))).astype(np.float32)
             x[1:2] = 0
             x[2:3] = np.rint(x[2:3]) / 2  # ties
-            assert rules.is_in_triton(get_dialect(name), torch.tensor(x), spec)
-            wanted, found = get_dialect(name).quantize_at_run_time(x, spec), rules.in_triton(torch.tensor(x), spec)
+            assert quantizing.is_in_triton(get_dialect(name), torch.tensor(x), spec)
+            wanted, found = get_dialect(name).quantize_at_run_time(x, spec), quantizing.in_triton(torch.tensor(x), spec)
             for a, b in zip(found, wanted):
                 np.testing.assert_array_equal(np.asarray(a), b)
-            rules.refuse_not_finite(found[1], "a layer")
+            quantizing.refuse_not_finite(found[1], "a layer")
 for bad in (np.nan, np.inf, -np.inf):
     x = np.ones((3, 9), np.float32)
     x[1, 4] = bad
-    scale = rules.in_triton(torch.tensor(x), spec)[1]
+    scale = quantizing.in_triton(torch.tensor(x), spec)[1]
     assert scale.isnan().tolist() == [[False], [True], [False]]
     with pytest.raises(ValueError, match="the input of a layer holds NaN or infinity"):
-        rules.refuse_not_finite(scale, "a layer")
+        quantizing.refuse_not_finite(scale, "a layer")
 """
 
 

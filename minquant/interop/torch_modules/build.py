@@ -14,7 +14,7 @@ from minquant.quant.fake_quant import FakeQuantize
 from minquant.quant.observers import Observer
 from minquant.quant.weighted import QATWeighted
 
-from . import pooling, rules, statistics
+from . import pooling, quantizing, statistics
 from .between import PerChannelUnary, Unary
 from .covered import QUANTIZED
 from .ends import DeQuantize
@@ -102,13 +102,13 @@ class _Building:
         kind: Any
         if isinstance(inner, nn.AvgPool2d | nn.AdaptiveAvgPool2d):
             kind = pooling.AvgPool2d if isinstance(inner, nn.AvgPool2d) else pooling.AdaptiveAvgPool2d
-            obstacle = pooling.uncovered_pool(dialect) or rules.uncovered_quantize(dialect)
+            obstacle = pooling.uncovered_pool(dialect) or quantizing.uncovered_quantize(dialect)
             return self._checked(path, own, obstacle, lambda: kind(own, path, self.module(f"{path}.module", inner)))
         if isinstance(inner, nn.BatchNorm1d | nn.BatchNorm2d) and inner.track_running_stats and not inner.training:
             return PerChannelUnary(own, path, self.module(f"{path}.module", inner))
         if isinstance(inner, nn.LayerNorm | nn.RMSNorm | nn.Softmax):
             kind = statistics.Softmax if isinstance(inner, nn.Softmax) else statistics.Norm
-            obstacle = statistics.uncovered_softmax(dialect) or rules.uncovered_quantize(dialect)
+            obstacle = statistics.uncovered_softmax(dialect) or quantizing.uncovered_quantize(dialect)
             return self._checked(path, own, obstacle, lambda: kind(own, path, self.module(f"{path}.module", inner)))
         if isinstance(inner, ELEMENTWISE):
             return Unary(own, path, self.module(f"{path}.module", inner))

@@ -13,7 +13,7 @@ from minquant.kernels.epilogue import Epilogue
 from minquant.quant import QParams, QTensor
 from minquant.quant.dialects.torch_rules import QUINT8, TorchDialect
 
-from . import rules
+from . import quantizing, rules
 from .integer_layer import IntegerLayer, real_tensor
 from .quantized import Grid, QuantizedTensor, integers_of
 from .rules import Finish, finish_of
@@ -121,7 +121,7 @@ class DynamicConv(Conv):
 
     def real(self, x: Tensor) -> Tensor:
         """Real values of the sums."""
-        q, scale, zero_point = rules.quantize_at_run_time(self.dialect, x, self.input_spec, self.where)
+        q, scale, zero_point = quantizing.quantize_at_run_time(self.dialect, x, self.input_spec, self.where)
         self.check_room(zero_point, self.input_spec)
         epilogue = self.dialect.to_real(scale, self.weight.qparams.scale, self.host_bias(), self.relu)
         finish = finish_of(epilogue, x.device)
@@ -131,13 +131,13 @@ class DynamicConv(Conv):
     def on_input_grid(self, x: Tensor) -> Tensor:
         """As torch's engines: the sums become integers on the input's own grid, then real values."""
         dialect: Any = self.dialect
-        scale, zero_point = rules.torchs_range(x, self.input_spec, self.where)
+        scale, zero_point = quantizing.torchs_range(x, self.input_spec, self.where)
         grid = QParams(np.asarray(scale, np.float32), np.asarray(zero_point, np.int32), QUINT8)
         self.check_room(grid.zero_point, QUINT8)
         weight: QTensor = self.once(self.weight.qtensor, self.weight.qparams)
         bias, image = self.host_bias(), self.tiny(grid)
         epilogue = self.recipe(lambda d: d.conv_to_input_grid(image, scale, weight, bias, self.geometry), weight)
-        sums = conv_sums(rules.quantize(dialect, x, grid), int(grid.zero_point), self.weight, self.geometry)
+        sums = conv_sums(quantizing.quantize(dialect, x, grid), int(grid.zero_point), self.weight, self.geometry)
         rows = finish_of(epilogue, x.device)(*sums)
         y = QuantizedTensor(images(rows, x.shape, self.geometry), grid).dequantize()
         return y.clamp(min=0) if self.relu else y

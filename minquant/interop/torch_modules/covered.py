@@ -16,7 +16,7 @@ from minquant.quant.dialects.torch_rules import QUINT8, TorchDialect
 from minquant.quant.dialects.torchao import Torchao
 from minquant.quant.spec import PerGroup, QParams
 
-from . import rules
+from . import quantizing, rules
 from .between import Functional
 from .conv import DynamicConv, StaticConv, tiny_image
 from .ends import Embedding, Quantize
@@ -37,7 +37,7 @@ def _dynamic_linear_obstacle(layer: Any) -> str:
     dialect = get_dialect(layer.backend)
     if isinstance(dialect, Torchao) and not layer.input_spec.symmetric:
         return "torchao multiplies real values for an affine input, in an order that each device chooses"
-    return _linear_obstacle(layer) or rules.uncovered_run_time(dialect)
+    return _linear_obstacle(layer) or quantizing.uncovered_run_time(dialect)
 
 
 def _conv_obstacle(layer: Any) -> str:
@@ -54,7 +54,7 @@ def _conv_obstacle(layer: Any) -> str:
 def _dynamic_conv_obstacle(layer: Any) -> str:
     dialect = get_dialect(layer.backend)
     if type(dialect).dynamic_conv is Dialect.dynamic_conv:
-        return rules.uncovered_run_time(dialect)
+        return quantizing.uncovered_run_time(dialect)
     if type(dialect).dynamic_conv is not TorchDialect.dynamic_conv:
         return f"the way in which {dialect.name} convolves real values is not covered"
     grid, bias = _any_grid(), layer._bias_or_zeros()
@@ -76,7 +76,7 @@ def _table_obstacle(layer: Any) -> str:
 
 
 def _quantize_obstacle(layer: Any) -> str:
-    return rules.uncovered_quantize(get_dialect(layer.backend))
+    return quantizing.uncovered_quantize(get_dialect(layer.backend))
 
 
 def _nothing(layer: Any) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 from minquant.quant import PerGroup
 from minquant.quant.dialects import get_dialect
 
-from . import rules
+from . import quantizing
 from .quantized import Grid, QuantizedTensor, Weight, integers_of
 
 __all__ = ["DeQuantize", "Embedding", "Quantize"]
@@ -41,7 +41,7 @@ class Quantize(torch.nn.Module):
         if x.isnan().any():
             raise ValueError(f"Quantize '{self.path}': NaN in the input, for which a grid has no integer")
         grid = self.qparams.qparams
-        return QuantizedTensor(rules.quantize(get_dialect(self.backend), x.float(), grid), grid)
+        return QuantizedTensor(quantizing.quantize(get_dialect(self.backend), x.float(), grid), grid)
 
     def extra_repr(self) -> str:
         return f"backend={self.backend!r}"

@@ -12,7 +12,7 @@ from torch import Tensor
 from minquant.kernels import cuda
 from minquant.quant import PerGroup, PerToken, QParams
 
-from . import rules
+from . import quantizing, rules
 from .integer_layer import IntegerLayer, real_tensor
 from .quantized import Grid, QuantizedTensor, integers_of
 from .rules import Finish, finish_of
@@ -66,7 +66,7 @@ class StaticLinear(Linear):
         zx = int(x.qparams.zero_point)
         if self.is_grouped:
             y = self.grouped(rows, zx, torch.tensor(float(x.qparams.scale), device=rows.device))
-            q = rules.quantize(self.dialect, y, output)
+            q = quantizing.quantize(self.dialect, y, output)
         else:
             finish: Finish = self.once(lambda: self.finish(x.qparams), x.qparams, self.weight.qparams, output)
             q = finish(*self.sums(rows, zx))
@@ -95,11 +95,11 @@ class DynamicLinear(Linear):
     def forward(self, x: Tensor) -> Tensor:
         """(…, K) real values -> (…, N)."""
         rows = self.rows(real_tensor(x, self))
-        q, scale, zero_point = rules.quantize_at_run_time(self.dialect, rows, self.input_spec, self.where)
+        q, scale, zero_point = quantizing.quantize_at_run_time(self.dialect, rows, self.input_spec, self.where)
         self.check_room(zero_point, self.input_spec)
         x_scale = scale if isinstance(scale, Tensor) else rules.on_device((scale,), rows.device)[0]
         y = self.output(q, self.zero_points(zero_point), x_scale)
-        rules.refuse_not_finite(scale, self.where)
+        quantizing.refuse_not_finite(scale, self.where)
         return y.reshape(*x.shape[:-1], self.weight.shape[0])
 
     def zero_points(self, chosen: np.ndarray) -> Tensor | int:

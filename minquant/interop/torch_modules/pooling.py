@@ -31,7 +31,7 @@ from minquant.quant.dialects.torch_pooling import (
 from minquant.quant.dialects.torch_rounding import whole_channels
 from minquant.quant.spec import QParams
 
-from . import rules
+from . import quantizing, rules
 from .between import WithOutput
 from .quantized import QuantizedTensor
 
@@ -115,7 +115,7 @@ def real_adaptive(dialect: Dialect, x: QuantizedTensor, size: Pair, output: QPar
 def real_mean(dialect: Dialect, total: Tensor, count: int, output: QParams) -> QuantizedTensor:
     """Of sums in float64."""
     divisor = torch.tensor(float(count), device=total.device)  # a tensor of the device: see `minquant.kernels.tensors`
-    return QuantizedTensor(rules.quantize(dialect, total.float() / divisor, output), output)
+    return QuantizedTensor(quantizing.quantize(dialect, total.float() / divisor, output), output)
 
 
 # ---- as torch's engines ----------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from minquant.quant.dialects.qnnpack_operations import UNIT_SCALE, QNNPACKOperat
 from minquant.quant.dialects.torch_operations import TorchOperations
 from minquant.quant.grid import to_real
 
-from . import rules
+from . import quantizing
 from .between import WithOutput, every_integer, index_of
 from .quantized import Grid, QuantizedTensor
 
@@ -57,7 +57,7 @@ class Norm(WithOutput):
         for parameter, apply in ((self.module.weight, torch.mul), (getattr(self.module, "bias", None), torch.add)):
             y = y if parameter is None else apply(y, parameter.detach())
         output = self.output.qparams
-        return QuantizedTensor(rules.quantize(self.dialect, y, output), output)
+        return QuantizedTensor(quantizing.quantize(self.dialect, y, output), output)
 
 
 class Softmax(WithOutput):
@@ -117,7 +117,7 @@ def qnnpacks_softmax(dialect: Dialect, x: QuantizedTensor, dim: int, output: QPa
 
 def quantized(dialect: Dialect, real: Tensor, output: QParams) -> QuantizedTensor:
     """By the dialect's rule."""
-    return QuantizedTensor(rules.quantize(dialect, real, output), output)
+    return QuantizedTensor(quantizing.quantize(dialect, real, output), output)
 
 
 SOFTMAX: dict[Any, Callable[..., QuantizedTensor]] = {

@@ -46,6 +46,9 @@ WORDS = 2
 AHEAD, LINE = 4096, 64
 """Bytes between the word that is multiplied and the one that is asked of memory; bytes that come at once."""
 
+UNPACKING = 4
+"""Rows whose products take about as long as reading, unpacking and rescaling."""
+
 ROWS = 4
 """Of a tile at most: its sums and the unpacked codes of two steps fill the registers."""
 
@@ -91,7 +94,7 @@ def grouped_linear(
         """Of some of the panels, all rows."""
         kernel(x, zeros, totals.reshape(-1), scale_of_x, *flat, groups, words.shape[2], each, first, last, out)
 
-    in_parts(work, len(words), operations=2 * M * N * groups * size)
+    in_parts(work, len(words), operations=2 * (M + UNPACKING) * N * groups * size)
     return out
 
 

@@ -39,8 +39,12 @@ def pack_bits(integers: np.ndarray, bits: int) -> np.ndarray:
 def unpack_bits(packed: np.ndarray, bits: int, signed: bool, shape: tuple[int, ...]) -> np.ndarray:
     """The inverse of `pack_bits`: bytes -> int8 (`signed`) or uint8 array of the given shape."""
     count = math.prod(shape)
-    bit_matrix = np.unpackbits(packed, count=count * bits, bitorder="little").reshape(count, bits)
-    codes = (bit_matrix.astype(np.int16) << np.arange(bits, dtype=np.int16)).sum(axis=1, dtype=np.int16)
+    if 8 % bits == 0:  # whole codes in every byte
+        parts = packed[:, np.newaxis] >> np.arange(0, 8, bits, dtype=np.uint8) & np.uint8((1 << bits) - 1)
+        codes = parts.reshape(-1)[:count].view(np.int8)
+    else:
+        bit_matrix = np.unpackbits(packed, count=count * bits, bitorder="little").reshape(count, bits)
+        codes = (bit_matrix << np.arange(bits, dtype=np.uint8)).sum(axis=1, dtype=np.int8)
     if signed:
         codes -= (codes >> (bits - 1)) << bits
     return codes.astype(np.int8 if signed else np.uint8).reshape(shape)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -104,7 +105,8 @@ class Geometry:
         whole = add_windows(seen, size, self.kernel, self.stride, self.dilation)
         return unpad(whole, self.padding)
 
-    def _offsets(self, padded: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    @lru_cache(maxsize=1024)  # noqa: B019 (a geometry is a few numbers)
+    def _offsets(self, padded: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
         """Places (P,) and taps (K,) in the memory of the channels of one group of a padded (N, C, H, W)."""
         starts, taps = offsets(padded[2:], self.kernel, self.stride, self.dilation)
         channels = np.arange(padded[1] // self.groups) * math.prod(padded[2:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -86,12 +87,13 @@ def add_windows(
     return out
 
 
+@lru_cache(maxsize=1024)
 def offsets(
-    size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+    size: tuple[int, ...], kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Where in a padded image (H, W) the windows start, (Ho · Wo,), and where in a window its taps lie, (kh · kw,).
 
-    As places in memory, for `minquant.kernels.windows`.
+    As places in memory, for `minquant.kernels.windows`, which only reads them: they are kept.
     """
     return _in_memory(size, places(size, kernel, stride, dilation), stride), _in_memory(size, kernel, dilation)
 

@@ -104,7 +104,8 @@ def run(
     ends = -float("inf") if low is None else float(low), float("inf") if high is None else float(high)
     clipped = low is not None or high is not None
     kernel = _compiled(function, len(terms))[-(-rows // M), -(-columns // N)]
-    kernel(values, out, *places, rows, columns, *ends, shifted, clipped, M, N, enable_fp_fusion=False)
+    with torch.cuda.device_of(values):  # Triton runs on the current device
+        kernel(values, out, *places, rows, columns, *ends, shifted, clipped, M, N, enable_fp_fusion=False)
     return out
 
 

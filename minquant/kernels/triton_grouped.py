@@ -66,5 +66,6 @@ def grouped_product(
     x_row, z_row = (v.stride(0) if v.ndim else 0 for v in (x_scale, zx))
     operands = (qx.contiguous(), packed.contiguous(), zx, group_sums.contiguous(), x_scale, w_scale.contiguous(), y)
     grid = -(-M // ROWS), -(-N // COLUMNS)
-    _kernel[grid](*operands, M, N, K, x_row, z_row, G, bits, K // G, ROWS, COLUMNS, enable_fp_fusion=False)
+    with torch.cuda.device_of(qx):
+        _kernel[grid](*operands, M, N, K, x_row, z_row, G, bits, K // G, ROWS, COLUMNS, enable_fp_fusion=False)
     return y

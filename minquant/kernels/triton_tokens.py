@@ -54,5 +54,6 @@ def symmetric_rows(x: Tensor, qmin: int, qmax: int) -> tuple[Tensor, Tensor]:
         block = 1 << (K - 1).bit_length()
         warps = min(16, max(1, block // WARP))
         ends = float(qmin), float(qmax), (qmax - qmin) / 2, EPS
-        _kernel[R,](x.contiguous(), q, scale, K, *ends, block, num_warps=warps, enable_fp_fusion=False)
+        with torch.cuda.device_of(x):
+            _kernel[R,](x.contiguous(), q, scale, K, *ends, block, num_warps=warps, enable_fp_fusion=False)
     return q, scale

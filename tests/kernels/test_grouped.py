@@ -221,6 +221,6 @@ def test_no_kernel_touches_a_byte_beside_its_arrays(name):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mprotect as Linux has it")
 @pytest.mark.parametrize(("name", "bits"), [("avx512vnni", "4"), ("avxvnni", "2"), ("neon", "8")])
 def test_kernels_of_other_processors_with_their_instruction_emulated(name, bits, tmp_path):
-    done = run("--seconds", "3", "--bits", bits, "--emulate", name, NUMBA_CACHE_DIR=str(tmp_path), MINQUANT_ISA="")
+    done = run("--seconds", "8", "--bits", bits, "--emulate", name, NUMBA_CACHE_DIR=str(tmp_path), MINQUANT_ISA="")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{name}: ") and int(done.stdout.split()[1].replace(",", "")) > 0

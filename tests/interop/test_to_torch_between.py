@@ -14,7 +14,7 @@ from minquant.quant import (
     QParams,
 )
 from minquant.quant import between as q_between
-from tests.interop.layers_in_torch import DEVICES, EXACT, POOLS, UINT8, assert_same, grid, in_torch, integers
+from tests.interop.layers_in_torch import DEVICES, EXACT, POOLS, TORCHS, UINT8, assert_same, grid, in_torch, integers
 
 # ---- between two grids -----------------------------------------------------------------------------------------------
 
@@ -147,3 +147,39 @@ def test_what_works_on_integers_as_they_are(module):
     found, wanted = to_torch(module)(in_torch(x, "cpu")), module(x)
     np.testing.assert_array_equal(found.int_repr().numpy(), wanted.int_repr())
     assert found.qparams is x.qparams
+
+
+# ---- where rules part ways -------------------------------------------------------------------------------------------
+
+
+def grid_with_ties(rng) -> QParams:
+    """Its steps are a power of two, so that sums and halves of other such grids fall between two integers; z is odd."""
+    return QParams(np.float32(2.0 ** rng.integers(-6, -2)), np.int32(2 * rng.integers(30, 90) + 1), UINT8)
+
+
+@pytest.mark.parametrize("dialect", TORCHS)
+def test_whole_vectors_and_what_is_left_over(dialect):
+    """Lengths that are no multiple of a vector, on grids where both rules meet ties; and both tables matter."""
+    rng = np.random.default_rng(26)
+    two_tables = 0
+    for shape in ((64 + 63,), (3, 50), (2, 37, 2, 3), (1, 33, 1, 1)):
+        for _ in range(6):
+            layer = q_between.QFunctional(grid_with_ties(rng), dialect)
+            x, y = (integers(rng, shape, grid_with_ties(rng)) for _ in range(2))
+            theirs, given = to_torch(layer), [in_torch(v, "cpu") for v in (x, y)]
+            for name in ("add", "mul"):
+                found, wanted = getattr(theirs, name)(*given), getattr(layer, name)(x, y)
+                np.testing.assert_array_equal(found.int_repr().numpy(), wanted.int_repr())
+            if len(shape) == 4:
+                np.testing.assert_array_equal(theirs.cat(given, 1).int_repr().numpy(), layer.cat([x, y], 1).int_repr())
+            two_tables += sum(table.rest is not None for _, table in theirs._tables.values())
+    assert two_tables > 10
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm(130), nn.RMSNorm(130)], ids=repr)
+def test_norms_are_not_of_float32(norm):
+    """So many values that sums in float32 would show."""
+    rng = np.random.default_rng(27)
+    for _ in range(3):
+        layer = q_between.BetweenGrids(norm, QParams(np.float32(0.025), np.int32(128), UINT8), "reference")
+        assert_same(layer, integers(rng, (4000, 130), grid(rng, UINT8)))

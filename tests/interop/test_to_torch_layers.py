@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from minquant import nn
 from minquant.interop import to_torch
+from minquant.interop.torch_modules import quantizing
 from minquant.quant import (
     PerChannel,
     PerGroup,
@@ -27,6 +28,7 @@ from minquant.quant import (
     quantize,
 )
 from minquant.quant import linear as q_linear
+from minquant.quant.dialects import get_dialect
 from minquant.quant.stubs import DeQuantize, Quantize
 from tests.interop.layers_in_torch import (
     CONVS,
@@ -219,3 +221,32 @@ def test_embedding(granularity, bits):
     table = quantize(rng.normal(size=(11, 8)).astype(np.float32), grid(rng, spec, granularity.qparams_shape((11, 8))))
     layer, index = QuantizedEmbedding(table), rng.integers(0, 11, (3, 4))
     np.testing.assert_array_equal(to_torch(layer)(torch.tensor(index)).numpy(), layer(index).data)
+
+
+@pytest.mark.parametrize("dialect", EXACT)
+@settings(max_examples=40, deadline=None)
+@given(seeds)
+def test_quantize_at_run_time(dialect, seed):
+    """Both ends of a range, and between them what lies at half steps of the grid that it makes, and beside them."""
+    rng = np.random.default_rng(seed)
+    spec = default_dynamic_qconfig(dialect).activation
+    ends = (np.sort(rng.normal(size=2)) * 10.0 ** rng.integers(-3, 3)).astype(np.float32)
+    _, scale, zero_point = get_dialect(dialect).quantize_at_run_time(ends[np.newaxis], spec)
+    halves = ((np.arange(-300, 300) + 0.5 - zero_point) * np.float64(scale)).astype(np.float32)
+    near = np.concatenate([halves, *(np.nextafter(halves, np.float32(end)) for end in (np.inf, -np.inf))])
+    x = np.concatenate([ends, near[(near > ends[0]) & (near < ends[1])]])[np.newaxis]
+    wanted = get_dialect(dialect).quantize_at_run_time(x, spec)
+    found = quantizing.quantize_at_run_time(get_dialect(dialect), torch.tensor(x), spec, "a layer")
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(np.asarray(a), b)
+
+
+def test_weights_that_turn_to_a_saturating_kernel_are_refused_when_they_run():
+    """x86 leaves this convolution to onednn as long as the weight is symmetric."""
+    rng = np.random.default_rng(28)
+    theirs = to_torch(conv_of(rng, "x86", (8, 8, (3, 3), 1, 1, 1, 8, (5, 5)), "tensor", False, dynamic=False))
+    x = in_torch(integers(rng, (1, 8, 5, 5), grid(rng, UINT8)), "cpu")
+    theirs(x)
+    theirs.load_state_dict({**theirs.state_dict(), "weight.zero_point": torch.tensor(3, dtype=torch.int32)})
+    with pytest.raises(ValueError, match="StaticConv '': x86's kernel for it adds products in pairs"):
+        theirs(x)

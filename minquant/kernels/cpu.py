@@ -21,14 +21,17 @@ from minquant.kernels.elements import fingerprint
 from minquant.kernels.isa import ISAS, chosen
 from minquant.kernels.kept import kept
 from minquant.kernels.packed import Packed
-from minquant.kernels.packing import enter, pack
-from minquant.kernels.simd import load_tile, multiply_add, store_tile
+from minquant.kernels.packing import LINE, enter, pack
+from minquant.kernels.simd import load_tile, multiply_add, prefetch, store_tile
 from minquant.kernels.threads import in_parts
 
 __all__ = ["matmul", "multiply", "pack_weight", "room_for_sums", "tile_rows"]
 
 BLOCK = 200_000
 """Bytes of the left operand that stay in the second-level cache while all panels pass by."""
+
+FEW_ROWS, AHEAD = 4, 3072
+"""Tiles of so few rows go through a panel faster than memory brings it: they ask for what lies so many bytes ahead."""
 
 
 def pack_weight(b: np.ndarray) -> np.ndarray | Packed:
@@ -91,7 +94,7 @@ def _kernel(place: int, rows: int) -> Callable[..., None]:
     """The kernel of the instruction ``ISAS[place]`` for tiles of that many rows, compiled when it is first called."""
     isa = ISAS[place]
     columns, bytes_of_a, bytes_of_b = isa.columns, isa.group * isa.operand_dtype.itemsize, isa.columns * isa.group
-    simd_version = fingerprint()
+    asked_for, simd_version = bytes_of_b if rows <= FEW_ROWS else 0, fingerprint()
 
     @njit(cache=True, nogil=True)
     def kernel(a: np.ndarray, panels: np.ndarray, first: int, last: int, start: np.ndarray, out: np.ndarray) -> None:
@@ -107,6 +110,8 @@ def _kernel(place: int, rows: int) -> Callable[..., None]:
                     tile = load_tile(place, rows, start.ctypes.data + 4 * columns * p, 0)
                     for k in range(steps):
                         tile = multiply_add(place, tile, values + k * bytes_of_a, row_of_a, panel + k * bytes_of_b)
+                        for line in range(0, asked_for, LINE):
+                            prefetch(panel + k * bytes_of_b + AHEAD + line)
                     store_tile(place, tile, out.ctypes.data + m * row_of_out + 4 * columns * p, row_of_out)
 
     return kernel

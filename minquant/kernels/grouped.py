@@ -30,8 +30,8 @@ from minquant.kernels.elements import fingerprint, prepare
 from minquant.kernels.grouped_packing import enter, pack_codes, pack_scales, pack_zero_points
 from minquant.kernels.isa import ISAS, chosen
 from minquant.kernels.packed import GroupedWeight
-from minquant.kernels.simd import load_tile, store_tile
-from minquant.kernels.simd_bits import multiply_add_bits, prefetch
+from minquant.kernels.simd import load_tile, prefetch, store_tile
+from minquant.kernels.simd_bits import multiply_add_bits
 from minquant.kernels.simd_vectors import load_vector, spread, store_vector, to_float32
 from minquant.kernels.threads import in_parts
 

@@ -15,7 +15,7 @@ from numba.extending import models, register_model
 
 from minquant.kernels.isa import ISAS, Isa
 
-__all__ = ["interleave", "load_tile", "multiply_add", "store_tile"]
+__all__ = ["interleave", "load_tile", "multiply_add", "prefetch", "store_tile"]
 
 intrinsic: Any = extending.intrinsic
 """Its functions are called without their first argument, the context, which numba passes itself."""
@@ -208,3 +208,17 @@ def _zipped(builder: Any, even: Any, odd: Any) -> Any:
     count = even.type.count
     places = [place for i in range(count) for place in (i, count + i)]
     return builder.shuffle_vector(even, odd, ir.Constant(ir.VectorType(I32, 2 * count), places))
+
+
+@intrinsic
+def prefetch(context: Any, address: Any) -> Any:
+    """``prefetch(address)``: begins to bring the line of memory there into the cache. Any address will do."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = builder.inttoptr(arguments[0], I8.as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        builder.call(function, [pointer, *(ir.Constant(I32, flag) for flag in (0, 3, 1))])  # to read, keep, data
+        return context.get_dummy_value()
+
+    return types.void(address), code

@@ -13,7 +13,6 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba import types
 from numba.core import cgutils
 
 from minquant.kernels.isa import ISAS, Isa
@@ -32,7 +31,7 @@ from minquant.kernels.simd import (
     intrinsic,
 )
 
-__all__ = ["multiply_add_bits", "prefetch"]
+__all__ = ["multiply_add_bits"]
 
 PMADDUBSW = "llvm.x86.avx2.pmadd.ub.sw"
 INT16_MAX = 2**15 - 1
@@ -138,20 +137,6 @@ def multiply_add_bits(
         return cgutils.pack_array(builder, new)
 
     return tile(isa, bits, count, tile, a, row_bytes, words), code
-
-
-@intrinsic
-def prefetch(context: Any, address: Any) -> Any:
-    """``prefetch(address)``: begins to bring the line of memory there into the cache. Any address will do."""
-
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer = builder.inttoptr(arguments[0], I8.as_pointer())
-        kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-        builder.call(function, [pointer, *(ir.Constant(I32, flag) for flag in (0, 3, 1))])  # to read, keep, data
-        return context.get_dummy_value()
-
-    return types.void(address), code
 
 
 def _codes(builder: Any, isa: Isa, bits: int, count: int, words: Any, j: int) -> list[Any]:

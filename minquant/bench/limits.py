@@ -89,7 +89,7 @@ def dot_probe(isa: Isa) -> Probe | None:
     """The instruction on a tile as large as the kernel's, in every thread; None where there is no instruction."""
     if isa.name not in DOT:
         return None
-    loop, threads = _dot_loop(ISAS.index(isa), isa.rows), thread_count()
+    loop, threads = _dot_loop(isa.place, isa.rows), thread_count()
     values = np.arange(isa.columns, dtype=np.int32)
 
     def work(first: int, last: int) -> None:

@@ -79,8 +79,9 @@ def multiply(
         first: panel.
         last: panel, not included; all if left out.
     """
-    kernel = _kernel(ISAS.index(b.isa), tile_rows(M, b.isa.rows))
-    kernel(entered, b.panels, first, len(b.panels) if last is None else last, b.sums * np.int32(-zero_point), out)
+    kernel = _kernel(b.isa.place, tile_rows(M, b.isa.rows))
+    start = b.sums * np.int32(-zero_point) if zero_point else b.zeros
+    kernel(entered, b.panels, first, len(b.panels) if last is None else last, start, out)
 
 
 @lru_cache(maxsize=1024)

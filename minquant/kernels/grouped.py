@@ -88,7 +88,7 @@ def grouped_linear(
     affine = zero_points.size > 1
     if not affine:  # a single zero point is multiplied with once for all columns
         totals *= zero_points[0]
-    kernel = _kernel(ISAS.index(isa), tile_rows(M, ROWS), weight.stored_bits, affine, rule)
+    kernel = _kernel(isa.place, tile_rows(M, ROWS), weight.stored_bits, affine, rule)
 
     def work(first: int, last: int) -> None:
         """Of some of the panels, all rows."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -34,12 +34,17 @@ class Isa:
     rows: int
     operand: str
 
-    @property
+    @cached_property
+    def place(self) -> int:
+        """Where it stands in `ISAS`: kernels are compiled for a number."""
+        return ISAS.index(self)
+
+    @cached_property
     def columns(self) -> int:
         """Columns of a tile, and of a panel of the packed right operand."""
         return self.lanes * self.vectors
 
-    @property
+    @cached_property
     def operand_dtype(self) -> np.dtype:
         """The left operand's dtype inside."""
         return np.dtype(self.operand)

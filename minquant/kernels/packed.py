@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -27,6 +28,11 @@ class Packed:
     shape: tuple[int, int]
     panels: np.ndarray
     sums: np.ndarray
+
+    @cached_property
+    def zeros(self) -> np.ndarray:
+        """What sums begin at where no zero point is taken out."""
+        return np.zeros_like(self.sums)
 
 
 @dataclass(frozen=True)

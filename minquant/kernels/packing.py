@@ -44,7 +44,7 @@ def pack(b: np.ndarray, isa: Isa) -> Packed:
         units = _whole(b.T, whole[::-1]).view(f"u{isa.group}")
         _turn(units, panels.reshape(count, steps, -1).view(units.dtype), sums)
     else:
-        _filler(ISAS.index(isa))(_whole(b, whole), panels, sums)
+        _filler(isa.place)(_whole(b, whole), panels, sums)
     return Packed(isa, (K, N), panels, sums)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from minquant.kernels import runs_compiled
+
 __all__ = ["saturating_matmul"]
 
 INT16 = np.iinfo(np.int16)
@@ -32,6 +34,10 @@ def saturating_matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     Source: FBGEMM, GenerateKernelU8S8S32ACC32 without VNNI, in torch 2.13.
     """
     _check(a, b)
+    if runs_compiled():
+        from minquant.kernels.saturating_loops import multiply_pairs
+
+        return multiply_pairs(a, b)
     wide_a, wide_b = a.astype(np.int32), b.astype(np.int32)
     acc = np.zeros((a.shape[0], b.shape[1]), np.int32)
     for k in range(0, a.shape[1], 2):

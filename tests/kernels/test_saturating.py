@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minquant.kernels import int8_matmul
+from minquant.kernels import threads as threads_of_kernels
 from minquant.kernels.saturating import saturating_matmul
 
 
@@ -33,6 +34,18 @@ def test_by_hand():
     assert row_times_column([255, 0, 255, 0], [127, 127, 127, 127]) == 64_770  # the int32 sum does not saturate
     assert row_times_column([255, 255, 255], [127, 127, 127]) == 32_767 + 32_385  # an odd K: the last product alone
     assert row_times_column([255, 255], [127, -128]) == -255  # opposite signs
+
+
+@pytest.mark.parametrize("threads", ["1", "3"])
+def test_compiled_loops_are_numpys(monkeypatch, threads):
+    rng = np.random.default_rng(1)
+    a, b = rng.integers(0, 256, (517, 91)).astype(np.uint8), rng.integers(-128, 128, (203, 91)).astype(np.int8).T
+    monkeypatch.setenv("MINQUANT_NUM_THREADS", threads)
+    monkeypatch.setattr(threads_of_kernels, "WORTH_A_THREAD", 1)
+    compiled = saturating_matmul(a, b)
+    monkeypatch.setenv("MINQUANT_BACKEND", "numpy")
+    assert np.array_equal(compiled, saturating_matmul(a, b))
+    assert (compiled != int8_matmul(a, b)).any()
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 5), st.integers(0, 9), st.integers(0, 4))

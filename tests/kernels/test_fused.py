@@ -114,7 +114,8 @@ def test_sums_at_the_ends_of_int32(engine):
 
 def swept(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "tests.kernels.sweep_fused", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False)
+    kernels = os.environ | {"MINQUANT_BACKEND": ""} | environment
+    return subprocess.run(command, cwd=ROOT, env=kernels, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mprotect as Linux has it")

@@ -20,7 +20,7 @@ import numpy as np
 from numba import njit
 
 from minquant.kernels.elements import fingerprint
-from minquant.kernels.isa import ISAS, Isa
+from minquant.kernels.isa import Isa
 from minquant.kernels.packed import Packed
 from minquant.kernels.simd import interleave
 
@@ -44,7 +44,7 @@ def pack(b: np.ndarray, isa: Isa) -> Packed:
         units = _whole(b.T, whole[::-1]).view(f"u{isa.group}")
         _turn(units, panels.reshape(count, steps, -1).view(units.dtype), sums)
     else:
-        _filler(isa.place)(_whole(b, whole), panels, sums)
+        _filler(isa.columns, isa.group)(_whole(b, whole), panels, sums)
     return Packed(isa, (K, N), panels, sums)
 
 
@@ -58,10 +58,9 @@ def _whole(matrix: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 
 @cache
-def _filler(place: int) -> Callable[..., None]:
-    """Fills the panels of ``ISAS[place]`` from whole rows of K, some panels at a time: whole cache lines of a row."""
-    columns, group, version = ISAS[place].columns, ISAS[place].group, fingerprint()
-    together = max(1, LINES_OF_A_ROW * LINE // columns)
+def _filler(columns: int, group: int) -> Callable[..., None]:
+    """Fills panels of these sizes from whole rows of K, some panels at a time: whole cache lines of a row."""
+    together, version = max(1, LINES_OF_A_ROW * LINE // columns), fingerprint()
 
     @njit(cache=True, nogil=True)
     def fill(b: np.ndarray, panels: np.ndarray, sums: np.ndarray) -> None:
@@ -72,7 +71,7 @@ def _filler(place: int) -> Callable[..., None]:
                 row = b.ctypes.data + k * group * N
                 for p in range(begin, min(count, begin + together)):
                     to = panels.ctypes.data + (p * steps + k) * columns * group
-                    interleave(place, row + p * columns, N, to)
+                    interleave(columns, group, row + p * columns, N, to)
         sums[:] = 0
         for k in range(len(b)):
             row_of_b = b[k]

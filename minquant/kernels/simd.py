@@ -181,26 +181,25 @@ def store_tile(context: Any, isa: Any, tile: Any, address: Any, row_bytes: Any) 
 
 
 @intrinsic
-def interleave(context: Any, isa: Any, address: Any, row_bytes: Any, to: Any) -> Any:
-    """``interleave(isa, address, row_bytes, to)``: one step of a panel, from the rows of K that it takes.
+def interleave(context: Any, columns: Any, group: Any, address: Any, row_bytes: Any, to: Any) -> Any:
+    """``interleave(columns, group, address, row_bytes, to)``: one step of a panel, from the rows of K that it takes.
 
     Of `group` rows of int8, as many neighbours as the panel has columns, written column by column.
     """
-    if not _literals(isa):
+    if not _literals(columns, group):
         return None
-    kind = ISAS[isa.literal_value]
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        _, address, row_bytes, to = arguments
-        int8 = ir.VectorType(I8, kind.columns)
-        rows = [_load(builder, _row(builder, address, row_bytes, i), int8) for i in range(kind.group)]
+        _, _, address, row_bytes, to = arguments
+        int8 = ir.VectorType(I8, columns.literal_value)
+        rows = [_load(builder, _row(builder, address, row_bytes, i), int8) for i in range(group.literal_value)]
         while len(rows) > 1:  # rows 0 and 2, 1 and 3, then both results: so each column's bytes come out in order
             half = len(rows) // 2
             rows = [_zipped(builder, even, odd) for even, odd in zip(rows[:half], rows[half:], strict=True)]
         builder.store(rows[0], builder.inttoptr(to, rows[0].type.as_pointer()), align=1)
         return context.get_dummy_value()
 
-    return types.void(isa, address, row_bytes, to), code
+    return types.void(columns, group, address, row_bytes, to), code
 
 
 def _zipped(builder: Any, even: Any, odd: Any) -> Any:

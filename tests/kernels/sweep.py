@@ -117,8 +117,8 @@ def warm_up() -> None:
 
 def sweep(seconds: float, seed: int = 0) -> int:
     """How many products were compared; raises AssertionError where one is wrong."""
-    rng, guarded, until = np.random.default_rng(seed), Guarded(), time.monotonic() + seconds
     warm_up()
+    rng, guarded, until = np.random.default_rng(seed), Guarded(), time.monotonic() + seconds
     done = 0
     for m, k, n in shapes(rng):
         if time.monotonic() > until:

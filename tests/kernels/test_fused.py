@@ -120,13 +120,13 @@ def swept(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mprotect as Linux has it")
 def test_nothing_is_touched_beside_the_arrays():
-    done = swept("--seconds", "8")
+    done = swept("--seconds", "4")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"{chosen().name}: ") and int(done.stdout.split()[1].replace(",", "")) > 500
+    assert done.stdout.startswith(f"{chosen().name}: ") and int(done.stdout.split()[1].replace(",", "")) > 200
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mprotect as Linux has it")
 def test_nor_with_the_instruction_of_another_processor(tmp_path):
-    done = swept("--seconds", "5", "--emulate", "avx512vnni", NUMBA_CACHE_DIR=str(tmp_path), MINQUANT_ISA="")
+    done = swept("--seconds", "2", "--emulate", "avx512vnni", NUMBA_CACHE_DIR=str(tmp_path), MINQUANT_ISA="")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("avx512vnni: ") and int(done.stdout.split()[1].replace(",", "")) > 50
+    assert done.stdout.startswith("avx512vnni: ") and int(done.stdout.split()[1].replace(",", "")) > 20

@@ -213,14 +213,14 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mprotect as Linux has it")
 @pytest.mark.parametrize("name", HERE)
 def test_no_kernel_touches_a_byte_beside_its_arrays(name):
-    done = run("--seconds", "3", MINQUANT_ISA=name)
+    done = run("--seconds", "3", "--bits", "4", MINQUANT_ISA=name)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"{name}: ") and int(done.stdout.split()[1].replace(",", "")) > 20
+    assert done.stdout.startswith(f"{name}: ") and int(done.stdout.split()[1].replace(",", "")) > 100
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mprotect as Linux has it")
-@pytest.mark.parametrize(("name", "bits"), [("avx512vnni", "4"), ("avxvnni", "2"), ("neon", "8")])
+@pytest.mark.parametrize(("name", "bits"), [("avx512vnni", "4")])  # the others: the full sweep
 def test_kernels_of_other_processors_with_their_instruction_emulated(name, bits, tmp_path):
-    done = run("--seconds", "8", "--bits", bits, "--emulate", name, NUMBA_CACHE_DIR=str(tmp_path), MINQUANT_ISA="")
+    done = run("--seconds", "2", "--bits", bits, "--emulate", name, NUMBA_CACHE_DIR=str(tmp_path), MINQUANT_ISA="")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"{name}: ") and int(done.stdout.split()[1].replace(",", "")) > 0
+    assert done.stdout.startswith(f"{name}: ") and int(done.stdout.split()[1].replace(",", "")) > 50

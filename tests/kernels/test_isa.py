@@ -134,15 +134,15 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mprotect as Linux has it")
 @pytest.mark.parametrize("name", HERE)
 def test_no_kernel_touches_a_byte_beside_its_arrays(name):
-    done = run("-m", "tests.kernels.sweep", "--seconds", "15", MINQUANT_ISA=name)
+    done = run("-m", "tests.kernels.sweep", "--seconds", "6", MINQUANT_ISA=name)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"{name}: ") and int(done.stdout.split()[1].replace(",", "")) > 1000
+    assert done.stdout.startswith(f"{name}: ") and int(done.stdout.split()[1].replace(",", "")) > 500
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mprotect as Linux has it")
 @pytest.mark.parametrize("name", ["avx512vnni", "avxvnni", "neon"])
 def test_kernels_of_other_processors_with_their_instruction_emulated(name, tmp_path):
-    done = run("-m", "tests.kernels.sweep", "--seconds", "10", "--emulate", name, NUMBA_CACHE_DIR=str(tmp_path),
+    done = run("-m", "tests.kernels.sweep", "--seconds", "4", "--emulate", name, NUMBA_CACHE_DIR=str(tmp_path),
                MINQUANT_ISA="")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{name}: ") and int(done.stdout.split()[1].replace(",", "")) > 100

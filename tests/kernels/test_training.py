@@ -48,7 +48,7 @@ def both(compute):
     """What it computes compiled, and in NumPy."""
     with pytest.MonkeyPatch.context() as patch:
         compiled = compute()
-        patch.setattr(choice, "NUMPY_ALONE", True)
+        patch.setenv("MINQUANT_BACKEND", "numpy")
         assert choice.compiled("sums", 10**9) is None
         return compiled, compute()
 

@@ -155,7 +155,7 @@ def reached(rows: Sequence[Row], cases: Sequence[Case], saturating: Sequence[str
 
 def _values(figure: Figure, rows: Sequence[Row], threads: int) -> dict[str, float]:
     """One number a case, by its name: that of the fastest rival."""
-    alone = {(row["op"], *row["shape"], row["variant"]): row["seconds"] for row in rows if row["threads"] == 1}
+    alone, together = _seconds(rows, 1), _seconds(rows, threads)
     found: dict[str, float] = {}
     for row in rows:
         if (
@@ -165,15 +165,17 @@ def _values(figure: Figure, rows: Sequence[Row], threads: int) -> dict[str, floa
         ):
             name = "×".join(map(str, row["shape"]))
             name = name if len(figure.ops) == 1 else f"{row['op']} {name}"
-            number = _number(figure, row, alone.get((row["op"], *row["shape"], row["variant"])))
+            key = (row["op"], *row["shape"], row["variant"])
+            scaling = alone[key] / together[key] if key in alone else None
+            number = scaling if figure.measure == "scaling" else row[figure.measure]
             found |= {} if number is None else {name: min(number, found.get(name, math.inf))}
     return found
 
 
-def _number(figure: Figure, row: Row, alone: float | None) -> float | None:
-    if figure.measure == "scaling":
-        return alone / row["seconds"] if alone else None
-    return row[figure.measure]
+def _seconds(rows: Sequence[Row], threads: int) -> dict[tuple[Any, ...], float]:
+    """Of each case and variant: the median of the most rounds, which is not that beside a peer that sat some out."""
+    by_rounds = sorted((row for row in rows if row["threads"] == threads), key=lambda row: row["rounds"])
+    return {(row["op"], *row["shape"], row["variant"]): row["seconds"] for row in by_rounds}
 
 
 def _line(figure: Figure, threads: int, values: dict[str, float], due: int, is_whole: bool) -> dict[str, Any]:

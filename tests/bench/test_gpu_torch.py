@@ -72,7 +72,7 @@ def test_the_figures_that_are_asked_of_a_gpu():
     (linear,) = (op for op in gpu.OPERATIONS if op.name == "GPU dynamic Linear")
     rows = [
         {"op": linear.name, "shape": [n] * 3, "threads": 1, "seconds": 1.0, "speedup": speedup, "share": None,
-         "variant": "per token", "peer": peer}
+         "variant": "per token", "peer": peer, "rounds": 9}
         for n in (1024, 2048, 4096, 8192)
         for peer, speedup in ((f"{gpu.TORCHAO}, float32", 1.2), (f"{gpu.TORCHAO}, bfloat16", 1.1 if n > 1024 else 0.9),
                               (gpu.BFLOAT16_ON_GPU, n / 2048))

@@ -21,7 +21,6 @@ from minquant.kernels import tensors
 from minquant.kernels.epilogue import Epilogue, ToCodes
 from minquant.quant import QTensor
 from minquant.quant.dialects import Dialect
-from minquant.quant.dialects.fbgemm import FBGEMM, has_depthwise_kernel
 
 __all__ = ["Finish", "Recipe", "conv_recipe", "finish_of", "on_device", "uncovered_product"]
 
@@ -63,7 +62,7 @@ def _filled(number: Any, device: torch.device) -> Tensor:
 
 def uncovered_product(dialect: Dialect) -> str:
     """Why the sums of a Linear cannot be had from an exact integer product; "" if they can."""
-    if type(dialect).product is not Dialect.product:
+    if not dialect.adds_exactly:
         return f"{dialect.name} adds products in pairs that saturate in int16, which no GPU does"
     return ""
 
@@ -90,10 +89,7 @@ def conv_recipe(dialect: Dialect, run: Callable[[Any], Any], weight: QTensor, ge
     if len(heard) != 1:
         return Recipe(None, f"{dialect.name} has a kernel of its own for these groups")  # type: ignore[arg-type]
     engine, epilogue = heard[0]
-    kind = type(engine).conv_product
-    if kind is Dialect.conv_product or (
-        kind is FBGEMM.conv_product and not has_depthwise_kernel(weight.shape, geometry)
-    ):
+    if engine.convolves_exactly(weight.shape, geometry):
         return Recipe(epilogue, "")
     return Recipe(epilogue, f"{engine.name}'s kernel for it adds products in pairs that saturate in int16")
 

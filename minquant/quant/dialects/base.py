@@ -25,7 +25,7 @@ from minquant.functional.geometry import Geometry
 from minquant.kernels.epilogue import Epilogue, ToCodes, ToReal
 from minquant.tensor import Tensor
 
-from ..integer import accumulate, accumulate_conv, product, product_conv
+from ..integer import accumulate, accumulate_conv, finish, product, product_conv
 from ..qtensor import QTensor, quantize
 from ..spec import PerGroup, QParams, QSpec
 
@@ -175,9 +175,14 @@ class Dialect(ABC):
         """Integers (M, K) and (N, K) -> float32 output (M, N), bias and relu included."""
         return self.product(qx, zx, qw, w_grid.zero_point, self.to_real(x_scale, w_grid.scale, bias, relu))
 
+    adds_exactly = True
+    """Whether `accumulate` is the exact sum, which kernels compute and finish in one go."""
+
     def product(self, qx: np.ndarray, zx: np.ndarray, qw: np.ndarray, zw: np.ndarray, epilogue: Epilogue) -> np.ndarray:
         """Integers (M, K) and (N, K) -> the epilogue of `accumulate`, (M, N)."""
-        return product(qx, zx, qw, zw, epilogue)
+        if self.adds_exactly:
+            return product(qx, zx, qw, zw, epilogue)
+        return finish(self.accumulate(qx, zx, qw, zw), epilogue)
 
     def accumulate(self, qx: np.ndarray, zx: np.ndarray, qw: np.ndarray, zw: np.ndarray) -> np.ndarray:
         """Integers (M, K) and (N, K) -> ``Σ (qx - zx)(qw - zw)``, (M, N) int32: exact, as processors with VNNI add."""
@@ -213,8 +218,14 @@ class Dialect(ABC):
         codes = self.to_codes(x.qparams.scale, weight.qparams.scale, bias, output, relu)
         return QTensor.clipped(geometry.channels_last(self.conv_product(x, weight, geometry, codes), x.shape), output)
 
+    def convolves_exactly(self, weight_shape: tuple[int, ...], geometry: Geometry) -> bool:
+        """Whether `conv_sums` of such a weight are the exact sums."""
+        return True
+
     def conv_product(self, x: QTensor, weight: QTensor, geometry: Geometry, epilogue: Epilogue) -> np.ndarray:
         """The epilogue of `conv_sums`, (R, M)."""
+        if not self.convolves_exactly(weight.shape, geometry):
+            return finish(self.conv_sums(x, weight, geometry), epilogue)
         zx, zw = x.qparams.zero_point, weight.qparams.zero_point
         return product_conv(x.int_repr(), zx, weight.int_repr(), zw, geometry, epilogue)
 

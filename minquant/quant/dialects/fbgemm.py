@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 
 from minquant.functional.geometry import Geometry
-from minquant.kernels.epilogue import Epilogue, ToCodes, ToReal
+from minquant.kernels.epilogue import ToCodes, ToReal
 from minquant.kernels.fma import fma
 
-from ..integer import finish
 from ..qtensor import QTensor
 from ..spec import QParams
 from .base import codes_on
@@ -44,18 +43,16 @@ class FBGEMM(TorchDialect):
             return codes_on(output, relu, codes_of_one_scale, terms, zero_point)
         return codes_on(output, relu, codes, (bias / step, multiplier), zero_point)
 
-    def conv_product(self, x: QTensor, weight: QTensor, geometry: Geometry, epilogue: Epilogue) -> np.ndarray:
-        """The epilogue of `conv_sums`."""
-        if has_depthwise_kernel(weight.shape, geometry):
-            return finish(self.conv_sums(x, weight, geometry), epilogue)
-        return super().conv_product(x, weight, geometry, epilogue)
+    def convolves_exactly(self, weight_shape: tuple[int, ...], geometry: Geometry) -> bool:
+        """But for the depthwise kernel."""
+        return not has_depthwise_kernel(weight_shape, geometry)
 
     def conv_sums(self, x: QTensor, weight: QTensor, geometry: Geometry) -> np.ndarray:
         """Exact, but for the depthwise kernel, which adds products in pairs in int16 on every processor.
 
         The kernel for groups of 2, 4, 8 or 16 channels is exact where there is VNNI (genU8I8S32FMA in FBGEMM's source).
         """
-        if not has_depthwise_kernel(weight.shape, geometry):
+        if self.convolves_exactly(weight.shape, geometry):
             return super().conv_sums(x, weight, geometry)
         zx, zw = x.qparams.zero_point, weight.qparams.zero_point
         return windows_in_pairs(x.int_repr(), zx, weight.int_repr(), zw, geometry)

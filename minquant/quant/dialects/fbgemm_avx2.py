@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from minquant.functional.geometry import Geometry
-from minquant.kernels.epilogue import Epilogue
 from minquant.kernels.saturating import saturating_matmul
 
-from ..integer import accumulate, finish
+from ..integer import accumulate
 from ..qtensor import QTensor
 from .fbgemm import FBGEMM
 from .saturating_conv import windows_in_pairs
@@ -25,18 +24,15 @@ class FBGEMMWithoutVNNI(FBGEMM):
     """
 
     name = "fbgemm_avx2"
-
-    def product(self, qx: np.ndarray, zx: np.ndarray, qw: np.ndarray, zw: np.ndarray, epilogue: Epilogue) -> np.ndarray:
-        """The epilogue of `accumulate`."""
-        return finish(self.accumulate(qx, zx, qw, zw), epilogue)
+    adds_exactly = False
 
     def accumulate(self, qx: np.ndarray, zx: np.ndarray, qw: np.ndarray, zw: np.ndarray) -> np.ndarray:
         """``Σ_pairs clip(qx·qw + qx'·qw', int16) - zx·Σ qw - zw·Σ qx + K·zx·zw``."""
         return accumulate(qx, zx, qw, zw, saturating_matmul)
 
-    def conv_product(self, x: QTensor, weight: QTensor, geometry: Geometry, epilogue: Epilogue) -> np.ndarray:
-        """The epilogue of `conv_sums`."""
-        return finish(self.conv_sums(x, weight, geometry), epilogue)
+    def convolves_exactly(self, weight_shape: tuple[int, ...], geometry: Geometry) -> bool:
+        """No kernel does."""
+        return False
 
     def conv_sums(self, x: QTensor, weight: QTensor, geometry: Geometry) -> np.ndarray:
         """The same over each window, whatever kernel runs it."""

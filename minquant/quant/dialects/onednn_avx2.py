@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 
 from minquant.functional.geometry import Geometry
-from minquant.kernels.epilogue import Epilogue
 from minquant.kernels.saturating import saturating_matmul
 
-from ..integer import accumulate, finish
+from ..integer import accumulate
 from ..qtensor import QTensor
 from ..spec import QParams
 from .base import codes_on
@@ -44,23 +43,20 @@ class ONEDNNWithoutVNNI(ONEDNN):
     """
 
     name = "onednn_avx2"
+    adds_exactly = False
     real, codes = staticmethod(real), staticmethod(codes)
-
-    def product(self, qx: np.ndarray, zx: np.ndarray, qw: np.ndarray, zw: np.ndarray, epilogue: Epilogue) -> np.ndarray:
-        """The epilogue of `accumulate`."""
-        return finish(self.accumulate(qx, zx, qw, zw), epilogue)
 
     def accumulate(self, qx: np.ndarray, zx: np.ndarray, qw: np.ndarray, zw: np.ndarray) -> np.ndarray:
         """``Σ_pairs clip(qx·qw + qx'·qw', int16) - zx·Σ qw``."""
         return accumulate(qx, zx, qw, zw, saturating_matmul)
 
-    def conv_product(self, x: QTensor, weight: QTensor, geometry: Geometry, epilogue: Epilogue) -> np.ndarray:
-        """The epilogue of `conv_sums`."""
-        return finish(self.conv_sums(x, weight, geometry), epilogue)
+    def convolves_exactly(self, weight_shape: tuple[int, ...], geometry: Geometry) -> bool:
+        """The depthwise kernel and the library's reference do."""
+        return has_no_kernel(weight_shape, geometry) or is_depthwise(weight_shape, geometry)
 
     def conv_sums(self, x: QTensor, weight: QTensor, geometry: Geometry) -> np.ndarray:
         """In pairs by one of the three kernels."""
-        if has_no_kernel(weight.shape, geometry) or is_depthwise(weight.shape, geometry):
+        if self.convolves_exactly(weight.shape, geometry):
             return super().conv_sums(x, weight, geometry)
         return taps_in_pairs(x.int_repr(), x.qparams.zero_point, weight.int_repr(), geometry)
 

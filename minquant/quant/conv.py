@@ -19,9 +19,9 @@ from .weighted import (
     IntegerWeight,
     QATWeighted,
     at,
-    check_finite_input,
     check_integer_spec,
     check_output_grid,
+    finite_input,
     integer_input,
     real_input,
 )
@@ -279,10 +279,10 @@ class DynamicQuantizedConv(IntegerConv):
         """(N, C, *size) float32, or without N -> (N, M, *places) float32."""
         array = real_input(x, self)
         batched = self._check_shape(array.shape)
-        check_finite_input(array, self)
         dialect, bias = get_dialect(self.backend), self._bias_or_zeros()
         images = array if batched else array[None]
-        y = dialect.dynamic_conv(images, self.weight, bias, self.relu, self.input_spec, self.geometry)
+        with finite_input(array, self):
+            y = dialect.dynamic_conv(images, self.weight, bias, self.relu, self.input_spec, self.geometry)
         return Tensor(y if batched else y[0])
 
     def extra_repr(self) -> str:

@@ -20,6 +20,7 @@ ask for ``qmax + 1`` at the positive end: x lies at ``qmax + 1/2`` then.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, overload
 
 import numpy as np
@@ -83,19 +84,21 @@ def symmetric_scale(lo: np.ndarray, hi: np.ndarray, qmin: int, qmax: int, eps: n
     return np.asarray(np.maximum(np.maximum(-lo, hi) / half_the_steps, eps))
 
 
-def to_codes(x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray) -> np.ndarray:
-    """``rint(f(x · f(1/s))) + z`` before clipping, float32."""
-    with np.errstate(over="ignore"):  # an overflow to ±inf is clipped to the end of the grid, where it belongs
-        return to_code(x, np.float32(1) / scale, zero_point.astype(np.float32))
-
-
 def to_code(x: Any, inverse: Any, zero_point: Any) -> Any:
     """``rint(f(x · inverse)) + z``, of arrays and of numbers inside kernels."""
     return np.rint(x * inverse) + zero_point
 
 
-def to_integers(x: np.ndarray, qparams: QParams) -> np.ndarray:
-    """float32 values -> integers ``clip(rint(f(x · f(1/s))) + z, qmin, qmax)`` of the spec's dtype.
+def to_codes(
+    x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, rule: Callable[..., Any] = to_code
+) -> np.ndarray:
+    """``rint(f(x · f(1/s))) + z`` before clipping, float32; or what another engine's rule makes of x, f(1/s) and z."""
+    with np.errstate(over="ignore"):  # an overflow to ±inf is clipped to the end of the grid, where it belongs
+        return rule(x, np.float32(1) / scale, zero_point.astype(np.float32))
+
+
+def to_integers(x: np.ndarray, qparams: QParams, rule: Callable[..., Any] = to_code) -> np.ndarray:
+    """float32 values -> integers ``clip(rint(f(x · f(1/s))) + z, qmin, qmax)`` of the spec's dtype; `rule`: likewise.
 
     Raises:
         ValueError: NaN in `x`; a shape that does not fit the granularity.
@@ -103,13 +106,13 @@ def to_integers(x: np.ndarray, qparams: QParams) -> np.ndarray:
     kernels = compiled("fake_quantize", x.size)
     if kernels and x.dtype == np.float32:
         grid, dtype = kernel_grid(x, qparams), qparams.spec.dtype
-        codes, has_nan = kernels.to_integers(np.asarray(x, order="C"), grid, dtype, to_code)
+        codes, has_nan = kernels.to_integers(np.asarray(x, order="C"), grid, dtype, rule)
         if has_nan:
             refuse_nan(x)
         return codes
     refuse_nan(x)
     spec = qparams.spec
-    return np.clip(to_codes(x, *qparams.expand(x.shape)), spec.qmin, spec.qmax).astype(spec.dtype)
+    return np.clip(to_codes(x, *qparams.expand(x.shape), rule), spec.qmin, spec.qmax).astype(spec.dtype)
 
 
 def kernel_grid(x: np.ndarray, qparams: QParams) -> tuple[Any, ...]:

@@ -15,9 +15,9 @@ from .weighted import (
     IntegerWeight,
     QATWeighted,
     at,
-    check_finite_input,
     check_integer_spec,
     check_output_grid,
+    finite_input,
     integer_input,
     real_input,
 )
@@ -137,11 +137,8 @@ class DynamicQuantizedLinear(IntegerLinear):
         array = real_input(x, self)
         self._check_features(array.shape)
         dialect = get_dialect(self.backend)
-        try:
+        with finite_input(array, self):
             y = dialect.dynamic_linear(array, self.weight, self._bias_or_zeros(), self.relu, self.input_spec)
-        except ValueError:
-            check_finite_input(array, self)  # says more than that there is no grid for such a range
-            raise
         return Tensor(y)
 
     def extra_repr(self) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ __all__ = [
     "IntegerWeight",
     "QATWeighted",
     "at",
-    "check_finite_input",
+    "finite_input",
     "check_input_spec",
     "check_integer_spec",
     "check_output_grid",
@@ -161,13 +162,19 @@ def real_input(x: Any, module: Any) -> np.ndarray:
     return float_array(x, where)
 
 
-def check_finite_input(array: np.ndarray, module: Any) -> None:
-    """Refuses an input of a dynamic layer that has no range.
+@contextmanager
+def finite_input(array: np.ndarray, module: Any) -> Iterator[None]:
+    """While a dynamic layer computes: an input for which its dialect finds no grid is refused with the layer's path.
 
     Raises:
-        ValueError: NaN or infinity.
+        ValueError: NaN or infinity in the input.
     """
-    check_finite(array, f"the input of {type(module).__name__}{at(module)}", "Mend the data or the layers before it")
+    try:
+        yield
+    except ValueError:
+        what_to_do = "Mend the data or the layers before it"
+        check_finite(array, f"the input of {type(module).__name__}{at(module)}", what_to_do)
+        raise
 
 
 def quantize_weight(weight: Tensor, qparams: QParams, path: str) -> QTensor:

@@ -19,16 +19,16 @@ F32 = np.float32
 # ---- the mutants ----------------------------------------------------------------------------------------------------
 
 
-def half_away_from_zero(x, scale, zero_point):
+def half_away_from_zero(x, scale, zero_point, rule=None):
     steps = x * (F32(1) / scale)
     return np.trunc(steps + np.copysign(F32(0.5), steps)) + zero_point.astype(F32)
 
 
-def truncation(x, scale, zero_point):
+def truncation(x, scale, zero_point, rule=None):
     return np.trunc(x * (F32(1) / scale)) + zero_point.astype(F32)
 
 
-def zero_point_before_rounding(x, scale, zero_point):
+def zero_point_before_rounding(x, scale, zero_point, rule=None):
     return np.rint(x * (F32(1) / scale) + zero_point.astype(F32))
 
 

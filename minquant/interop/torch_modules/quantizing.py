@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from minquant.kernels import tensors
-from minquant.kernels.fma import fma
 from minquant.quant import PerToken, QParams, QSpec
 from minquant.quant.dialects import Dialect
 from minquant.quant.dialects.fbgemm_grid import fbgemm_qparams
@@ -19,6 +18,7 @@ from minquant.quant.dialects.onednn import code as code_of_onednn
 from minquant.quant.dialects.onnx import ONNX
 from minquant.quant.dialects.reference import Reference
 from minquant.quant.dialects.torch_rules import TorchDialect, run_time_range
+from minquant.quant.dialects.torch_rules import to_code as code_of_torch
 from minquant.quant.dialects.torchao import Torchao
 from minquant.quant.grid import to_code
 
@@ -37,7 +37,7 @@ __all__ = [
 
 def fused_code(x: Any, inverse: Any, scale: Any, zero_point: Any) -> Any:
     """``rint(fma(x, f(1/s), z))``, as all of torch's engines quantize."""
-    return np.rint(fma(x, inverse, zero_point))
+    return code_of_torch(x, inverse, zero_point)
 
 
 def plain_code(x: Any, inverse: Any, scale: Any, zero_point: Any) -> Any:

@@ -9,11 +9,12 @@ import numpy as np
 from minquant.functional.geometry import Geometry
 from minquant.kernels.epilogue import ToCodes, ToReal
 
+from ..grid import to_integers
 from ..qtensor import QTensor
 from ..spec import QParams, QSpec
 from .base import codes_on
 from .fbgemm_grid import fbgemm_qparams
-from .torch_rules import TorchDialect, codes_at_run_time, run_time_range
+from .torch_rules import QUINT8, TorchDialect, run_time_range
 
 __all__ = ["ONEDNN"]
 
@@ -53,7 +54,7 @@ class ONEDNN(TorchDialect):
         scale, zero_point = fbgemm_qparams(*run_time_range(x), spec.qmin, spec.qmax)
         effective = reciprocal_twice(scale)
         z = np.asarray(zero_point, np.int32)
-        return codes_at_run_time(x, effective, z, code), effective, z
+        return to_integers(x, QParams(effective, z, QUINT8), code), effective, z
 
     def to_real(self, x_scale: np.ndarray, w_scale: np.ndarray, bias: np.ndarray, relu: bool = False) -> ToReal:
         """``y = f(f(f(f(acc)·se)·we) + bias)``."""

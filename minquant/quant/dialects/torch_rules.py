@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from minquant.functional.geometry import Geometry
-from minquant.kernels.choice import compiled
 from minquant.kernels.fma import fma
 from minquant.tensor import Tensor
 
-from ..grid import float_array, range_of, refuse_nan
+from ..grid import float_array, range_of, to_integers
 from ..histogram import HistogramObserver
 from ..observers import (
     MinMaxObserver,
@@ -31,7 +29,6 @@ from .torch_operations import TorchOperations
 __all__ = ["TorchDialect"]
 
 QUINT8 = QSpec(bits=8, signed=False)
-UINT8 = np.dtype(np.uint8)
 ABOVE_INT32, ROUND_INT32 = np.float32(2.0**31), np.float32(2.0**32)
 LOWEST_INT16, HIGHEST_INT16 = np.float32(-32768), np.float32(32767)
 PER_CHANNEL = {"dtype": "qint8", "qscheme": "per_channel_symmetric"}
@@ -80,10 +77,7 @@ class TorchDialect(TorchOperations):
         Raises:
             ValueError: NaN.
         """
-        array = float_array(x, "quantize")
-        refuse_nan(array)
-        codes = quantize_codes(array, qparams.scale, qparams.zero_point)
-        return QTensor(np.clip(codes, qparams.spec.qmin, qparams.spec.qmax).astype(qparams.spec.dtype), qparams)
+        return QTensor.clipped(to_integers(float_array(x, "quantize"), qparams, to_code), qparams)
 
     def quantize_table(self, table: np.ndarray, qparams: QParams) -> FloatQParamsTable:
         """On the only grid that torch has for tables, whatever the qconfig chose: see `float_qparams`."""
@@ -101,7 +95,7 @@ class TorchDialect(TorchOperations):
         """FBGEMM's grid for the range of this x; the operator clips at 0…255 even where the grid ends at 127."""
         scale, zero_point = fbgemm_qparams(*run_time_range(x), spec.qmin, spec.qmax)
         grid = np.asarray(scale, np.float32), np.asarray(zero_point, np.int32)
-        return codes_at_run_time(x, *grid, to_code), *grid
+        return to_integers(x, QParams(*grid, QUINT8), to_code), *grid
 
     # ---- convolution -------------------------------------------------------------------------------------------------
 
@@ -135,17 +129,6 @@ def quantize_codes(x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray) -> 
 def to_code(x: Any, inverse: Any, zero_point: Any) -> Any:
     """``rint(fma(x, inverse, z))``, of arrays and of numbers inside kernels."""
     return np.rint(fma(x, inverse, zero_point))
-
-
-def codes_at_run_time(x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, rule: Callable[..., Any]) -> np.ndarray:
-    """``clip(rule(x, f(1/s), z), 0, 255)``, uint8, of x without NaN."""
-    inverse, z = np.float32(1) / scale, np.float32(zero_point)
-    kernels = compiled("fake_quantize", x.size)
-    if not kernels:
-        return np.clip(rule(x, inverse, z), 0, 255).astype(np.uint8)
-    one = (np.reshape(number, 1) for number in (inverse, scale, z))
-    grid = x.size, *one, np.float32(0), np.float32(255)
-    return kernels.to_integers(np.ascontiguousarray(x), grid, UINT8, rule)[0]
 
 
 def run_time_range(x: np.ndarray) -> tuple[Any, Any]:

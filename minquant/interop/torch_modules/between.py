@@ -27,7 +27,17 @@ from minquant.quant.dialects.torch_rounding import in_vectors, whole_channels
 
 from .quantized import Grid, QuantizedTensor, integers_of
 
-__all__ = ["Functional", "PerChannelUnary", "Table", "Unary", "WithOutput", "every_integer", "index_of", "tables"]
+__all__ = [
+    "BetweenGrids",
+    "Functional",
+    "PerChannelUnary",
+    "Table",
+    "Unary",
+    "WithOutput",
+    "every_integer",
+    "index_of",
+    "tables",
+]
 
 ALL_WHOLE, NONE_WHOLE = 4, 1 << 40
 """Bytes of a vector register: so few that every element lies in a whole vector, and so many that none does."""
@@ -110,9 +120,13 @@ class WithOutput(torch.nn.Module):
         """The dialect of that name."""
         return get_dialect(self.backend)
 
+    def output_of(self, x: QuantizedTensor) -> QParams:
+        """The grid of the result: x's own, if the module has none."""
+        return x.qparams if self.output is None else self.output.qparams
+
     def table(self, key: Any, operands: Sequence[QuantizedTensor], run: Callable[..., QTensor]) -> Table:
         """The table of an operation on operands of these grids; filled by ``run(dialect, every integer …, output)``."""
-        output = operands[0].qparams if self.output is None else self.output.qparams
+        output = self.output_of(operands[0])
         grids = (*(x.qparams for x in operands), output)
         if key not in self._tables or any(a is not b for a, b in zip(self._tables[key][0], grids, strict=True)):
             every = [every_integer(x.qparams) for x in operands]
@@ -132,8 +146,8 @@ class WithOutput(torch.nn.Module):
         return f"backend={self.backend!r}"
 
 
-class Unary(WithOutput):
-    """minquant's `BetweenGrids` of an operation that looks at one element at a time.
+class BetweenGrids(WithOutput):
+    """What stands for a `BetweenGrids` of minquant's; `on_integers` is what a subclass defines.
 
     Args:
         module: minquant's.
@@ -141,14 +155,22 @@ class Unary(WithOutput):
         real: what it is outside the quantized part of a model, where real values come.
     """
 
+    on_integers: Callable[[QuantizedTensor], QuantizedTensor]
+
     def __init__(self, module: Any, path: str, real: torch.nn.Module) -> None:
         super().__init__(module, path)
         self.module = real
         self.of_minquant = module.module
 
     def forward(self, x: Any) -> Any:
-        if not isinstance(x, QuantizedTensor):
-            return self.module(x)
+        return self.on_integers(x) if isinstance(x, QuantizedTensor) else self.module(x)
+
+
+class Unary(BetweenGrids):
+    """Of an operation that looks at one element at a time."""
+
+    def on_integers(self, x: QuantizedTensor) -> QuantizedTensor:
+        """Looked up."""
         table = self.table(None, (x,), self.run)
         return table.look_up(index_of(x), (x.shape,), self.in_vectors)
 
@@ -162,23 +184,11 @@ class Unary(WithOutput):
         return rule(dialect, self.of_minquant, every, output)
 
 
-class PerChannelUnary(WithOutput):
-    """minquant's `BetweenGrids` of a batch norm in eval: a table for each channel.
+class PerChannelUnary(BetweenGrids):
+    """Of a batch norm in eval: a table for each channel."""
 
-    Args:
-        module: minquant's.
-        path: where it stands in the model.
-        real: what it is where real values come.
-    """
-
-    def __init__(self, module: Any, path: str, real: torch.nn.Module) -> None:
-        super().__init__(module, path)
-        self.module = real
-        self.of_minquant = module.module
-
-    def forward(self, x: Any) -> Any:
-        if not isinstance(x, QuantizedTensor):
-            return self.module(x)
+    def on_integers(self, x: QuantizedTensor) -> QuantizedTensor:
+        """Looked up."""
         table = self.table(None, (x,), self.run)
         steps = x.qparams.spec.qmax - x.qparams.spec.qmin + 1
         channel = torch.arange(x.shape[1], dtype=torch.int32, device=x.integers.device)

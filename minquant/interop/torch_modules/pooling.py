@@ -32,7 +32,7 @@ from minquant.quant.dialects.torch_rounding import whole_channels
 from minquant.quant.spec import QParams
 
 from . import quantizing, rules
-from .between import WithOutput
+from .between import BetweenGrids
 from .quantized import QuantizedTensor
 
 __all__ = ["AdaptiveAvgPool2d", "AvgPool2d", "uncovered_pool"]
@@ -47,48 +47,30 @@ def uncovered_pool(dialect: Dialect) -> str:
     return "" if known else f"the way in which {dialect.name} pools is not covered"
 
 
-class AvgPool2d(WithOutput):
-    """minquant's `BetweenGrids` of an AvgPool2d.
-
-    Args:
-        module: minquant's.
-        path: where it stands in the model.
-        real: what it is where real values come.
-    """
+class AvgPool2d(BetweenGrids):
+    """Of an AvgPool2d. Args: see `BetweenGrids`."""
 
     def __init__(self, module: Any, path: str, real: torch.nn.Module) -> None:
-        super().__init__(module, path)
-        self.module = real
+        super().__init__(module, path, real)
         names = ("kernel_size", "stride", "padding")
         self.window = [per_axis(getattr(module.module, name), 2, 0, name) for name in names]
 
-    def forward(self, x: Any) -> Any:
-        if not isinstance(x, QuantizedTensor):
-            return self.module(x)
-        output = x.qparams if self.output is None else self.output.qparams
-        return AVERAGE[type(self.dialect).avg_pool2d](self.dialect, x, *self.window, output)
+    def on_integers(self, x: QuantizedTensor) -> QuantizedTensor:
+        """By the engine's way."""
+        return AVERAGE[type(self.dialect).avg_pool2d](self.dialect, x, *self.window, self.output_of(x))
 
 
-class AdaptiveAvgPool2d(WithOutput):
-    """minquant's `BetweenGrids` of an AdaptiveAvgPool2d.
-
-    Args:
-        module: minquant's.
-        path: where it stands in the model.
-        real: what it is where real values come.
-    """
+class AdaptiveAvgPool2d(BetweenGrids):
+    """Of an AdaptiveAvgPool2d. Args: see `BetweenGrids`."""
 
     def __init__(self, module: Any, path: str, real: torch.nn.Module) -> None:
-        super().__init__(module, path)
-        self.module = real
+        super().__init__(module, path, real)
         self.sizes = adaptive_sizes(module.module.output_size, "AdaptiveAvgPool2d")
 
-    def forward(self, x: Any) -> Any:
-        if not isinstance(x, QuantizedTensor):
-            return self.module(x)
-        output = x.qparams if self.output is None else self.output.qparams
+    def on_integers(self, x: QuantizedTensor) -> QuantizedTensor:
+        """By the engine's way."""
         size = tuple(n if m is None else m for n, m in zip(x.shape[-2:], self.sizes, strict=True))
-        return ADAPTIVE[type(self.dialect).adaptive_avg_pool2d](self.dialect, x, size, output)
+        return ADAPTIVE[type(self.dialect).adaptive_avg_pool2d](self.dialect, x, size, self.output_of(x))
 
 
 # ---- in real values --------------------------------------------------------------------------------------------------

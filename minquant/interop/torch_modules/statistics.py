@@ -22,33 +22,25 @@ from minquant.quant.dialects.torch_operations import TorchOperations
 from minquant.quant.grid import to_real
 
 from . import quantizing
-from .between import WithOutput, every_integer, index_of
+from .between import BetweenGrids, every_integer, index_of
 from .quantized import Grid, QuantizedTensor
 
 __all__ = ["Norm", "Softmax", "uncovered_softmax"]
 
 
-class Norm(WithOutput):
-    """minquant's `BetweenGrids` of a LayerNorm or RMSNorm.
-
-    Args:
-        module: minquant's.
-        path: where it stands in the model.
-        real: torch's layer with the same parameters, which it is where real values come.
-    """
+class Norm(BetweenGrids):
+    """Of a LayerNorm or RMSNorm; `real` has the same parameters. Args: see `BetweenGrids`."""
 
     output: Grid
 
     def __init__(self, module: Any, path: str, real: torch.nn.Module) -> None:
-        super().__init__(module, path)
-        self.module = real
+        super().__init__(module, path, real)
         self.axes = tuple(range(-len(module.module.normalized_shape), 0))
         self.centres, eps = type(module.module).__name__ == "LayerNorm", module.module.eps
         self.eps = float(np.finfo(np.float32).eps) if eps is None else eps
 
-    def forward(self, x: Any) -> Any:
-        if not isinstance(x, QuantizedTensor):
-            return self.module(x)
+    def on_integers(self, x: QuantizedTensor) -> QuantizedTensor:
+        """In float64, rounded once."""
         wide = x.dequantize().double()
         count = torch.full((), math.prod(wide.shape[self.axes[0] :]), dtype=torch.float64, device=wide.device)
         if self.centres:
@@ -60,24 +52,17 @@ class Norm(WithOutput):
         return QuantizedTensor(quantizing.quantize(self.dialect, y, output), output)
 
 
-class Softmax(WithOutput):
-    """minquant's `BetweenGrids` of a Softmax; exponentials come from a table that NumPy has filled.
-
-    Args:
-        module: minquant's.
-        path: where it stands in the model.
-        real: what it is where real values come.
-    """
+class Softmax(BetweenGrids):
+    """Of a Softmax; exponentials come from a table that NumPy has filled. Args: see `BetweenGrids`."""
 
     output: Grid
 
     def __init__(self, module: Any, path: str, real: torch.nn.Module) -> None:
-        super().__init__(module, path)
-        self.module, self.along = real, module.module.dim
+        super().__init__(module, path, real)
+        self.along = module.module.dim
 
-    def forward(self, x: Any) -> Any:
-        if not isinstance(x, QuantizedTensor):
-            return self.module(x)
+    def on_integers(self, x: QuantizedTensor) -> QuantizedTensor:
+        """By the engine's way."""
         return SOFTMAX[type(self.dialect).softmax](self.dialect, x, self.along, self.output.qparams)
 
 

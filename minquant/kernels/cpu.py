@@ -95,11 +95,11 @@ def _kernel(place: int, rows: int) -> Callable[..., None]:
     """The kernel of the instruction ``ISAS[place]`` for tiles of that many rows, compiled when it is first called."""
     isa = ISAS[place]
     columns, bytes_of_a, bytes_of_b = isa.columns, isa.group * isa.operand_dtype.itemsize, isa.columns * isa.group
-    asked_for, simd_version = bytes_of_b if rows <= FEW_ROWS else 0, fingerprint()
+    asked_for, mark = bytes_of_b if rows <= FEW_ROWS else 0, fingerprint()
 
     @njit(cache=True, nogil=True)
     def kernel(a: np.ndarray, panels: np.ndarray, first: int, last: int, start: np.ndarray, out: np.ndarray) -> None:
-        simd_version  # noqa: B018 (so that kernels kept on disk are compiled anew when the instructions change)
+        mark  # noqa: B018 (see elements.py)
         M, steps = out.shape[0], panels.shape[1]
         row_of_a, row_of_out = a.shape[1] * a.itemsize, 4 * out.shape[1]
         block = max(1, BLOCK // max(1, rows * row_of_a)) * rows

@@ -51,12 +51,13 @@ def round_to_grid(
 
 @cache
 def _rounding(to_code: Rule, real_of: Rule, by_code: bool) -> Callable[..., bool]:
-    version = fingerprint(to_code, real_of)
+    mark = fingerprint(to_code, real_of)
     to_code, real_of = prepare(to_code), prepare(real_of)
 
     @njit(cache=True, nogil=True)
     def kernel(x, out, inside, length, inverse, scale, zero_point, qmin, qmax, low, high, first, last):  # type: ignore[no-untyped-def]
-        nans = np.int32(version & 0)
+        mark  # noqa: B018 (see elements.py)
+        nans = np.int32(0)
         while first < last:
             row = first // length
             end, c = min(last, (row + 1) * length), row % len(scale)
@@ -87,11 +88,12 @@ def to_integers(x: np.ndarray, grid: Grid, dtype: np.dtype, to_code: Rule) -> tu
 
 @cache
 def _coding(to_code: Rule) -> Callable[..., bool]:
-    to_code, version = prepare(to_code), fingerprint(to_code)
+    to_code, mark = prepare(to_code), fingerprint(to_code)
 
     @njit(cache=True, nogil=True)
     def kernel(x, out, length, inverse, scale, zero_point, qmin, qmax, first, last):  # type: ignore[no-untyped-def]
-        nans = np.int32(version & 0)
+        mark  # noqa: B018 (see elements.py)
+        nans = np.int32(0)
         while first < last:
             row = first // length
             end, c = min(last, (row + 1) * length), row % len(scale)

@@ -44,11 +44,11 @@ def gradients(
 
 @cache
 def _kernel(rule: Callable[..., Any]) -> Callable[..., None]:
-    rule, version = prepare(rule), fingerprint(rule)
+    rule, mark = prepare(rule), fingerprint(rule)
 
     @njit(cache=True, nogil=True)
     def kernel(x, grad, by_x, by_s, by_z, length, inverse, scale, zero_point, qmin, qmax, factor, first, last):  # type: ignore[no-untyped-def]
-        first += version & 0
+        mark  # noqa: B018 (see elements.py)
         while first < last:
             row = first // length
             end, c = min(last, (row + 1) * length), row % len(scale)

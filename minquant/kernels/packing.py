@@ -60,11 +60,11 @@ def _whole(matrix: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 @cache
 def _filler(columns: int, group: int) -> Callable[..., None]:
     """Fills panels of these sizes from whole rows of K, some panels at a time: whole cache lines of a row."""
-    together, version = max(1, LINES_OF_A_ROW * LINE // columns), fingerprint()
+    together, mark = max(1, LINES_OF_A_ROW * LINE // columns), fingerprint()
 
     @njit(cache=True, nogil=True)
     def fill(b: np.ndarray, panels: np.ndarray, sums: np.ndarray) -> None:
-        version  # noqa: B018 (see elements.py)
+        mark  # noqa: B018 (see elements.py)
         (count, steps), N = panels.shape[:2], b.shape[1]
         for begin in range(0, count, together):
             for k in range(steps):

@@ -15,7 +15,7 @@ import ctypes
 import itertools
 import mmap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -153,11 +153,16 @@ def emulate(name: str) -> None:
     isa.available = lambda: (kind,)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
+def main(sweep: Callable[[argparse.Namespace], int], parser: argparse.ArgumentParser | None = None) -> None:
+    """A sweep as a command."""
+    parser = parser or argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--emulate", metavar="ISA", choices=["avx512vnni", "avxvnni", "neon"])
     arguments = parser.parse_args()
     if arguments.emulate:
         emulate(arguments.emulate)
-    print(f"{chosen().name}: {sweep(arguments.seconds):,} products, every one right, no byte out of place")
+    print(f"{chosen().name}: {sweep(arguments):,} products, every one right, no byte out of place")
+
+
+if __name__ == "__main__":
+    main(lambda arguments: sweep(arguments.seconds))

@@ -7,7 +7,6 @@ Compared bit for bit with the epilogue of the specification's sums.
 
 from __future__ import annotations
 
-import argparse
 import time
 
 import numpy as np
@@ -17,7 +16,7 @@ from minquant.kernels import conv, fused, pack_weight, reference
 from minquant.kernels.isa import chosen
 from minquant.quant import QParams, QSpec
 from minquant.quant.dialects import get_dialect
-from tests.kernels.sweep import Guarded, emulate, operand
+from tests.kernels.sweep import Guarded, main, operand
 
 ENGINES = ("reference", "fbgemm", "qnnpack", "onednn", "onnx")
 OUTPUT = QParams(np.float32(0.5), np.int32(120), QSpec(signed=False))
@@ -95,10 +94,4 @@ class Plain(Guarded):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--seconds", type=float, default=600)
-    parser.add_argument("--emulate", metavar="ISA", choices=["avx512vnni", "avxvnni", "neon"])
-    arguments = parser.parse_args()
-    if arguments.emulate:
-        emulate(arguments.emulate)
-    print(f"{chosen().name}: {sweep(arguments.seconds):,} products, every one right, no byte out of place")
+    main(lambda arguments: sweep(arguments.seconds))

@@ -16,10 +16,9 @@ from dataclasses import replace
 import numpy as np
 
 from minquant.kernels.grouped import grouped_linear
-from minquant.kernels.isa import chosen
 from minquant.kernels.packed import GroupedWeight
 from minquant.quant.dialects.reference import scaled
-from tests.kernels.sweep import Guarded, emulate, operand
+from tests.kernels.sweep import Guarded, main, operand
 
 LARGEST = 40
 
@@ -88,11 +87,5 @@ def sweep(seconds: float, bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8), seed: i
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--bits", type=int, nargs="+", default=[2, 3, 4, 5, 6, 7, 8])
-    parser.add_argument("--emulate", metavar="ISA", choices=["avx512vnni", "avxvnni", "neon"])
-    options = parser.parse_args()
-    if options.emulate:
-        emulate(options.emulate)
-    done = sweep(options.seconds, tuple(options.bits))
-    print(f"{chosen().name}: {done:,} products, every one right, no byte out of place")
+    main(lambda options: sweep(options.seconds, tuple(options.bits)), parser)

@@ -19,13 +19,12 @@ import dataclasses
 import hashlib
 import json
 import os
-import threading
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from minquant import nn, quant
+from minquant.files import write_atomically
 from minquant.nn import Module
 from minquant.quant import (
     DeQuantize,
@@ -138,7 +137,7 @@ def save(model: Module, path: str | os.PathLike[str]) -> None:
     Raises:
         TypeError: not a Module; an attribute that a file cannot hold.
         ValueError: a prepared model; a forward hook.
-        FileNotFoundError: no such folder.
+        FileNotFoundError, OSError: no such folder, a full disk, and so on; an old file is then untouched.
         ImportError: safetensors is not installed.
     """
     if not isinstance(model, Module):
@@ -151,7 +150,7 @@ def save(model: Module, path: str | os.PathLike[str]) -> None:
         "model": tree,
         "sha256": checksum(tree, writer.tensors),
     }
-    _write(Path(path), import_safetensors().numpy.save(writer.tensors, metadata))
+    write_atomically(path, import_safetensors().numpy.save(writer.tensors, metadata))
 
 
 def import_safetensors() -> Any:
@@ -162,21 +161,6 @@ def import_safetensors() -> Any:
     except ImportError as error:
         raise ImportError("minquant.save and load need safetensors: pip install 'minquant[demo]'") from error
     return safetensors
-
-
-def _write(path: Path, data: bytes) -> None:
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"save: there is no folder {path.parent}; create it first")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def checksum(tree: str, tensors: dict[str, np.ndarray]) -> str:

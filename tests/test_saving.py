@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import errno
 import hashlib
 import json
 import os
@@ -353,7 +354,7 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     before = path.read_bytes()
 
     def full(*_):
-        raise OSError("No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     for step in ("fsync", "replace"):
         with monkeypatch.context() as patch:

@@ -13,15 +13,15 @@ from minquant import functional, nn, optim
 from minquant.random import manual_seed, rand, randn
 
 if TYPE_CHECKING:
-    from minquant import quant
+    from minquant import lm, quant
     from minquant.loading import load
     from minquant.saving import save
 
 __all__ = [
-    "Tensor", "functional", "load", "manual_seed", "nn", "no_grad", "optim", "quant", "rand", "randn", "save",
+    "Tensor", "functional", "lm", "load", "manual_seed", "nn", "no_grad", "optim", "quant", "rand", "randn", "save",
 ]  # fmt: skip
 
-_LATER = {"quant": "quant", "load": "loading", "save": "saving"}
+_LATER = {"lm": "lm", "quant": "quant", "load": "loading", "save": "saving"}
 
 
 def __getattr__(name: str) -> Any:
@@ -29,4 +29,4 @@ def __getattr__(name: str) -> Any:
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = import_module(f"{__name__}.{_LATER[name]}")
-    return module if name == "quant" else getattr(module, name)
+    return module if name in ("lm", "quant") else getattr(module, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from minquant.functional.attention import rotary_embedding, scaled_dot_product_attention
 from minquant.functional.binary import add, compare, div, matmul, mul, pow, sub, where
 from minquant.functional.conv import conv1d, conv2d
 from minquant.functional.embedding import embedding
@@ -46,7 +47,7 @@ __all__ = [
     "abs", "adaptive_avg_pool2d", "add", "argmax", "array_index", "assign", "avg_pool2d", "batch_norm", "cast", "cat",
     "clip", "clone", "compare", "conv1d", "conv2d", "cross_entropy", "div", "dropout", "embedding", "embedding_bag",
     "exp", "expand", "flatten", "gelu", "getitem", "layer_norm", "linear", "log", "log_softmax", "matmul", "max",
-    "max_pool2d", "mean", "min", "mse_loss", "mul", "neg", "permute", "pow", "relu", "reshape", "rms_norm", "setitem",
-    "sigmoid", "silu", "softmax", "split", "sqrt", "squeeze", "stack", "sub", "sum", "tanh", "transpose", "unsqueeze",
-    "var", "where",
+    "max_pool2d", "mean", "min", "mse_loss", "mul", "neg", "permute", "pow", "relu", "reshape", "rms_norm",
+    "rotary_embedding", "scaled_dot_product_attention", "setitem", "sigmoid", "silu", "softmax", "split", "sqrt",
+    "squeeze", "stack", "sub", "sum", "tanh", "transpose", "unsqueeze", "var", "where",
 ]  # fmt: skip

@@ -165,7 +165,7 @@ class Decoder(Module):
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = ModuleList(DecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.cos, self.sin = rotary_tables(config.max_position_embeddings, config.head_dim, config.rope_theta)
+        self.rotary = config.max_position_embeddings, config.head_dim, config.rope_theta
 
     def forward(self, tokens: TensorLike, cache: Cache | None = None) -> Tensor:
         tokens = as_tensor(tokens)
@@ -174,7 +174,7 @@ class Decoder(Module):
         start = 0 if cache is None else cache.length
         end = start + tokens.shape[1]
         self._check_length(end, cache)
-        cos, sin = self.cos[start:end], self.sin[start:end]
+        cos, sin = (table[start:end] for table in rotary_tables(*self.rotary))
         x = self.embed_tokens(tokens)  # (B, T) -> (B, T, hidden_size)
         for layer in self.layers:
             x = layer(x, cos, sin, cache)
@@ -183,8 +183,9 @@ class Decoder(Module):
         return self.norm(x)
 
     def _check_length(self, end: int, cache: Cache | None) -> None:
-        if end > len(self.cos):
-            raise ValueError(f"Llama: a text of {end} tokens is longer than max_position_embeddings={len(self.cos)}")
+        longest = self.rotary[0]
+        if end > longest:
+            raise ValueError(f"Llama: a text of {end} tokens is longer than max_position_embeddings={longest}")
         if cache is not None and end > cache.capacity:
             raise ValueError(f"Llama: a text of {end} tokens does not fit into a Cache with capacity={cache.capacity}")
 

@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from minquant.nn.stubs import DeQuantStub, QuantStub, QuantWrapper
 
+from .base_configs import (
+    Int4WeightOnlyConfig,
+    Int8DynamicActivationInt8WeightConfig,
+    Int8DynamicActivationIntxWeightConfig,
+    Int8StaticActivationInt8WeightConfig,
+    Int8WeightOnlyConfig,
+    IntxWeightOnlyConfig,
+    QATConfig,
+)
 from .batch_norm import (
     QATConvBn1d,
     QATConvBn2d,
@@ -39,6 +48,14 @@ from .fake_quant import (
     enable_fake_quant,
     enable_observer,
 )
+from .fake_quantized import FakeQuantizedEmbedding, FakeQuantizedLinear
+from .fake_quantizer import (
+    FakeQuantizeConfigBase,
+    FakeQuantizerBase,
+    IntxFakeQuantizeConfig,
+    IntxFakeQuantizer,
+    register_fake_quantizer,
+)
 from .fixed_observer import FixedQParamsObserver
 from .fused import (
     ConvBn1d,
@@ -53,6 +70,7 @@ from .fused import (
 from .fusing import fuse_modules, fuse_modules_qat
 from .grid import choose_qparams, fake_quantize
 from .histogram import HistogramObserver
+from .in_place import quantize_
 from .learnable import LearnableFakeQuantize
 from .linear import (
     DynamicQuantizedLinear,
@@ -68,15 +86,23 @@ from .observers import (
     MovingAveragePerChannelMinMaxObserver,
     PerChannelMinMaxObserver,
 )
+from .qat_quantizers import (
+    ComposableQATQuantizer,
+    Int4WeightOnlyEmbeddingQATQuantizer,
+    Int4WeightOnlyQATQuantizer,
+    Int8DynActInt4WeightQATQuantizer,
+)
 from .qconfig import QConfig, default_dynamic_qconfig, get_default_qat_qconfig, get_default_qconfig
 from .qtensor import QTensor, dequantize, quantize
 from .report import Report, report
 from .spec import PerChannel, PerGroup, PerTensor, PerToken, QParams, QSpec
 from .stubs import DeQuantize, Quantize
+from .weight_only import StaticActivationLinear, WeightOnlyQuantizedLinear
 from .workflow import convert, prepare, prepare_qat, quantize_dynamic
 
 __all__ = [
     "BetweenGrids",
+    "ComposableQATQuantizer",
     "ConvBn1d",
     "ConvBn2d",
     "ConvBnReLU1d",
@@ -92,8 +118,23 @@ __all__ = [
     "DynamicQuantizedLinear",
     "DynamicQuantizedLinearReLU",
     "FakeQuantize",
+    "FakeQuantizeConfigBase",
+    "FakeQuantizedEmbedding",
+    "FakeQuantizedLinear",
+    "FakeQuantizerBase",
     "FixedQParamsObserver",
     "HistogramObserver",
+    "Int4WeightOnlyConfig",
+    "Int4WeightOnlyEmbeddingQATQuantizer",
+    "Int4WeightOnlyQATQuantizer",
+    "Int8DynActInt4WeightQATQuantizer",
+    "Int8DynamicActivationInt8WeightConfig",
+    "Int8DynamicActivationIntxWeightConfig",
+    "Int8StaticActivationInt8WeightConfig",
+    "Int8WeightOnlyConfig",
+    "IntxFakeQuantizeConfig",
+    "IntxFakeQuantizer",
+    "IntxWeightOnlyConfig",
     "LearnableFakeQuantize",
     "LinearBn1d",
     "LinearReLU",
@@ -105,9 +146,8 @@ __all__ = [
     "PerGroup",
     "PerTensor",
     "PerToken",
+    "QATConfig",
     "QATConv1d",
-    "QATEmbedding",
-    "QATEmbeddingBag",
     "QATConv2d",
     "QATConvBn1d",
     "QATConvBn2d",
@@ -115,6 +155,8 @@ __all__ = [
     "QATConvBnReLU2d",
     "QATConvReLU1d",
     "QATConvReLU2d",
+    "QATEmbedding",
+    "QATEmbeddingBag",
     "QATLinear",
     "QATLinearBn1d",
     "QATLinearReLU",
@@ -127,15 +169,17 @@ __all__ = [
     "QuantWrapper",
     "Quantize",
     "QuantizedConv1d",
-    "QuantizedEmbedding",
-    "QuantizedEmbeddingBag",
     "QuantizedConv2d",
     "QuantizedConvReLU1d",
     "QuantizedConvReLU2d",
+    "QuantizedEmbedding",
+    "QuantizedEmbeddingBag",
     "QuantizedLinear",
     "QuantizedLinearReLU",
     "Report",
+    "StaticActivationLinear",
     "WeightFakeQuantize",
+    "WeightOnlyQuantizedLinear",
     "choose_qparams",
     "convert",
     "default_dynamic_qconfig",
@@ -154,8 +198,10 @@ __all__ = [
     "prepare",
     "prepare_qat",
     "quantize",
+    "quantize_",
     "quantize_dynamic",
     "reestimate_bn_stats",
+    "register_fake_quantizer",
     "report",
     "update_bn_stats",
 ]

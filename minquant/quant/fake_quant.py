@@ -11,6 +11,7 @@ from minquant.tensor import Tensor
 
 from .grid import fake_quantize
 from .observers import MovingAverageMinMaxObserver, Observer, ObserverFactory
+from .qtensor import QTensor, quantize
 from .spec import QParams
 
 __all__ = [
@@ -96,6 +97,10 @@ class FakeQuantize(Module):
         if self.observer_enabled:
             self.observe(weight)
         return self.qparams()
+
+    def quantized(self, weight: Tensor) -> QTensor:
+        """The integers that `convert` makes of this weight."""
+        return quantize(weight, self.weight_qparams(weight))
 
     def enable_observer(self, enabled: bool = True) -> None:
         """Watch ranges from now on."""

@@ -14,7 +14,7 @@ from .spec import PerTensor, PerToken, QParams, QSpec
 from .weighted import (
     IntegerWeight,
     QATWeighted,
-    at,
+    check_features,
     check_integer_spec,
     check_output_grid,
     finite_input,
@@ -62,12 +62,6 @@ class IntegerLinear(IntegerWeight):
         super().__init__(weight, bias, backend)
         self.out_features, self.in_features = weight.shape
 
-    def _check_features(self, shape: tuple[int, ...]) -> None:
-        if not shape or shape[-1] != self.in_features:
-            raise ValueError(
-                f"{self._kind}{at(self)}: the last axis must have {self.in_features} features, got shape {shape}"
-            )
-
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, {super().extra_repr()}"
 
@@ -96,7 +90,7 @@ class QuantizedLinear(IntegerLinear):
     def forward(self, x: QTensor) -> QTensor:
         """(…, in_features) integers -> (…, out_features) integers on the grid `output`."""
         x = integer_input(x, self)
-        self._check_features(x.shape)
+        check_features(x.shape, self)
         return get_dialect(self.backend).linear(x, self.weight, self._bias_or_zeros(), self.output, self.relu)
 
     def extra_repr(self) -> str:
@@ -135,7 +129,7 @@ class DynamicQuantizedLinear(IntegerLinear):
     def forward(self, x: Tensor | np.ndarray) -> Tensor:
         """(…, in_features) float32 -> (…, out_features) float32."""
         array = real_input(x, self)
-        self._check_features(array.shape)
+        check_features(array.shape, self)
         dialect = get_dialect(self.backend)
         with finite_input(array, self):
             y = dialect.dynamic_linear(array, self.weight, self._bias_or_zeros(), self.relu, self.input_spec)

@@ -22,12 +22,13 @@ __all__ = [
     "IntegerWeight",
     "QATWeighted",
     "at",
-    "finite_input",
+    "check_features",
     "check_input_spec",
     "check_integer_spec",
     "check_output_grid",
     "check_weight_spec",
     "check_weight_values",
+    "finite_input",
     "integer_input",
     "no_quant_stub",
     "quantize_weight",
@@ -160,6 +161,19 @@ def real_input(x: Any, module: Any) -> np.ndarray:
     if isinstance(x, QTensor):
         raise TypeError(f"{where}: expected real values, got a QTensor; put a DeQuantStub before it")
     return float_array(x, where)
+
+
+def check_features(shape: tuple[int, ...], module: Any) -> None:
+    """Refuses an input of a Linear with another number of features.
+
+    Raises:
+        ValueError: there are others.
+    """
+    if not shape or shape[-1] != module.in_features:
+        raise ValueError(
+            f"{type(module).__name__}{at(module)}: the last axis must have {module.in_features} features, got shape "
+            f"{shape}"
+        )
 
 
 @contextmanager

@@ -25,6 +25,7 @@ _CLASSES = {
     "onnx": "onnx.ONNX",
     "onnxruntime": "onnx.ONNXRuntime",
     "torchao": "torchao.Torchao",
+    "intx": "intx.Intx",
 }
 """Where each dialect is; its file is imported when somebody first speaks it."""
 

@@ -25,6 +25,7 @@ from minquant.functional.geometry import Geometry
 from minquant.kernels.epilogue import Epilogue, ToCodes, ToReal
 from minquant.tensor import Tensor
 
+from ..grid import EPS
 from ..integer import accumulate, accumulate_conv, finish, product, product_conv
 from ..qtensor import QTensor, quantize
 from ..spec import PerGroup, QParams, QSpec
@@ -57,6 +58,10 @@ class Dialect(ABC):
     @abstractmethod
     def quantize_at_run_time(self, x: np.ndarray, spec: QSpec) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Integers, scale and zero point of a dynamic layer's input, chosen from this very input."""
+
+    def run_time_eps(self, spec: QSpec) -> np.float32:
+        """The smallest scale that `quantize_at_run_time` gives."""
+        return EPS
 
     @abstractmethod
     def to_real(self, x_scale: np.ndarray, w_scale: np.ndarray, bias: np.ndarray, relu: bool = False) -> ToReal:

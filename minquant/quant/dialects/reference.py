@@ -180,14 +180,14 @@ class IntegerLinear(Function):
         bias: np.ndarray,
         x_grid: QParams,
         w_grid: QParams,
-        dialect: Reference,
+        dialect: Dialect,
     ) -> np.ndarray:
         self.save(x, weight)
         # Quantizing a value that lies on the grid gives its integer back: the three roundings on the way move it
         # by less than 2^-21 of itself, far below the half step that would change the integer.
-        qx = grid.to_integers(x.reshape(-1, x.shape[-1]), x_grid)
-        qw = grid.to_integers(weight, w_grid)
-        y = dialect.real_output(qx, x_grid.scale, x_grid.zero_point, qw, w_grid, bias)
+        qx, qw = grid.to_integers(x, x_grid), grid.to_integers(weight, w_grid)
+        x_scale, zx = (terms.reshape(-1, 1) if terms.ndim else terms for terms in x_grid.expand(x.shape))
+        y = dialect.real_output(qx.reshape(-1, x.shape[-1]), x_scale, zx, qw, w_grid, bias)
         return y.reshape(*x.shape[:-1], len(weight))  # (…, N)
 
     def backward(self, grad: np.ndarray) -> tuple[np.ndarray | None, ...]:

@@ -13,10 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..grid import check_finite, refuse_nan
+from minquant.tensor import Function, Tensor
+
+from ..grid import check_finite, float_array, refuse_nan
+from ..qtensor import pack_bits, unpack_bits
 from ..spec import QSpec
 
-__all__ = ["TinygemmGrid", "choose_qparams", "dequantize", "quantize"]
+__all__ = ["TinygemmGrid", "TinygemmTensor", "choose_qparams", "dequantize", "fake_quantize", "quantize"]
 
 F32 = np.float32
 EPS = 1e-6
@@ -87,3 +90,72 @@ def dequantize(q: np.ndarray, grid: TinygemmGrid) -> np.ndarray:
     """``f(f((q - mid)·s) + z)``. Source: _dequantize_affine_tinygemm, torchao 0.18."""
     scale, zero_point = grid.expand(q.shape)
     return (q.astype(F32) - grid.middle) * scale + zero_point
+
+
+class TinygemmTensor:
+    """Integers on tinygemm's grid: a weight that is kept packed.
+
+    Args:
+        integers: (N, K), of the grid's integers.
+        qparams: the grid.
+
+    Attributes:
+        storage: the bytes that are kept; see `minquant.quant.qtensor.pack_bits`.
+    """
+
+    def __init__(self, integers: np.ndarray, qparams: TinygemmGrid) -> None:
+        self.shape, self.qparams = integers.shape, qparams
+        self.storage = pack_bits(integers, qparams.spec.bits)
+        self.storage.flags.writeable = False
+
+    @classmethod
+    def of(cls, x: np.ndarray, spec: QSpec) -> TinygemmTensor:
+        """The integers of real values, on the grid for their range; errors as `choose_qparams`."""
+        grid = choose_qparams(x, spec)
+        return cls(quantize(x, grid), grid)
+
+    def int_repr(self) -> np.ndarray:
+        """The integers, unpacked for this call."""
+        spec = self.qparams.spec
+        return unpack_bits(self.storage, spec.bits, spec.signed, self.shape)
+
+    def dequantize(self) -> np.ndarray:
+        """The real values, float32."""
+        return dequantize(self.int_repr(), self.qparams)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are kept: packed integers, float32 scales and zero points."""
+        return self.storage.nbytes + self.qparams.scale.nbytes + self.qparams.zero_point.nbytes
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        return f"TinygemmTensor({self.int_repr()}, {self.qparams})"
+
+
+def fake_quantize(x: Tensor, spec: QSpec) -> Tensor:
+    """``dequantize(quantize(x))`` on the grid for x's own range, with the gradient passed on unchanged.
+
+    Source: torchao.quantization.qat.IntxFakeQuantizer with zero_point_domain FLOAT, torchao 0.18, whose mask is true
+    everywhere: no value lies outside a range chosen from it.
+    """
+    return RoundToTinygemm.apply(x, spec=spec)
+
+
+class RoundToTinygemm(Function):
+    """See `fake_quantize`."""
+
+    def forward(self, x: np.ndarray, spec: QSpec) -> np.ndarray:
+        values = float_array(x, "fake_quantize")
+        grid = choose_qparams(values, spec)
+        return dequantize(quantize(values, grid), grid).astype(x.dtype, copy=False)
+
+    def backward(self, grad: np.ndarray) -> np.ndarray:
+        return grad

@@ -32,6 +32,7 @@ from ..qtensor import QTensor
 from ..spec import SMALLEST_NORMAL, PerChannel, PerGroup, PerToken, QParams, QSpec
 from .base import Dialect, Factory
 from .onednn import real
+from .reference import IntegerLinear
 
 __all__ = ["IntxWeightObserver", "Torchao", "choose_qparams", "choose_qparams_with_min_max", "fake_quantize"]
 
@@ -171,6 +172,14 @@ class IntxWeightObserver(Observer):
         return qparams.scale, qparams.zero_point
 
 
+def quantize_at_run_time(x: np.ndarray, spec: QSpec, eps: np.floating) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Integers, scale and zero point on the grid for x's own range, whose scale is eps at least."""
+    nothing = np.zeros(spec.granularity.qparams_shape(x.shape), F32)
+    x_min, x_max = grid.range_of(x, spec.granularity) if x.size else (nothing, nothing)
+    qparams = choose_qparams_with_min_max(x_min, x_max, spec, eps=eps)
+    return grid.to_integers(x, qparams), *qparams.expand(x.shape)
+
+
 class Torchao(Dialect):
     """Dynamic Linears only, of two kinds. The kind of grid for the input decides:
 
@@ -191,12 +200,13 @@ class Torchao(Dialect):
         """
         return QSpec(granularity=PerToken()), IntxWeightObserver.with_args(weight_bits=weight_bits)
 
+    def run_time_eps(self, spec: QSpec) -> np.float32:
+        """The smallest scale of an input: 2⁻²³ if the grid is symmetric, else 2⁻¹²⁶."""
+        return grid.EPS if spec.symmetric else TINY
+
     def quantize_at_run_time(self, x: np.ndarray, spec: QSpec) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The grid of this x's own range; the smallest scale is 2⁻²³ if it is symmetric, else 2⁻¹²⁶."""
-        nothing = np.zeros(spec.granularity.qparams_shape(x.shape), F32)
-        x_min, x_max = spec.granularity.min_max(x) if x.size else (nothing, nothing)
-        qparams = choose_qparams_with_min_max(x_min, x_max, spec, eps=grid.EPS if spec.symmetric else TINY)
-        return grid.to_integers(x, qparams), *qparams.expand(x.shape)
+        """The grid of this x's own range."""
+        return quantize_at_run_time(x, spec, self.run_time_eps(spec))
 
     def dynamic_linear(self, x: np.ndarray, weight: QTensor, bias: np.ndarray, relu: bool, spec: QSpec) -> np.ndarray:
         """Integers times integers if `spec` is symmetric, else real values times real values.
@@ -220,6 +230,14 @@ class Torchao(Dialect):
     def to_real(self, x_scale: np.ndarray, w_scale: np.ndarray, bias: np.ndarray, relu: bool = False) -> ToReal:
         """``y = f(f(f(f(acc) · sx) · sw) + bias)``."""
         return ToReal(real, x_scale, w_scale, bias, relu)
+
+    def qat_linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Forward what `dynamic_linear` computes, integers times integers or real values; the float gradient."""
+        x_grid, w_grid = x.qparams, weight.qparams
+        if x_grid is None or w_grid is None or not x_grid.spec.symmetric:
+            return super().qat_linear(x, weight, bias)
+        shift = np.zeros(weight.shape[0], F32) if bias is None else bias
+        return IntegerLinear.apply(x, weight, shift, x_grid=x_grid, w_grid=w_grid, dialect=self)
 
     def check_weight(self, spec: QSpec) -> None:
         """Every weight grid of up to 8 bits has its arithmetic here."""

@@ -1,0 +1,8 @@
+"""Training language models: the loop, its checkpoints, and the recipes of `minquant finetune`."""
+
+from __future__ import annotations
+
+from .balancers import MovingAverageLossBalancer, StaticLossBalancer
+from .distillation import DistillationModel, LogitsDistillationLoss
+
+__all__ = ["DistillationModel", "LogitsDistillationLoss", "MovingAverageLossBalancer", "StaticLossBalancer"]

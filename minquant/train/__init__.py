@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .balancers import MovingAverageLossBalancer, StaticLossBalancer
-from .distillation import DistillationModel, LogitsDistillationLoss
+from .distillation import DistillationModel
+from .distillation_loss import LogitsDistillationLoss
 
 __all__ = ["DistillationModel", "LogitsDistillationLoss", "MovingAverageLossBalancer", "StaticLossBalancer"]

@@ -189,8 +189,12 @@ class QuantizedEmbeddingBag(QuantizedEmbedding):
 
 def decoded_rows(table: QTensor, index: np.ndarray) -> np.ndarray:
     """Rows as real values, ``f((q - z) · s)``: float32 (…, features)."""
-    scale, zero_point = (np.broadcast_to(v, table.shape)[index] for v in table.qparams.expand(table.shape))
-    return (table.int_repr()[index].astype(np.int32) - zero_point).astype(np.float32) * scale
+    flat, of = index.reshape(-1), table.qparams.spec.granularity
+    q = table.rows(flat)
+    terms = (table.qparams.scale, table.qparams.zero_point)
+    scale, zero_point = (of.expand(v[flat] if v.ndim else v, q.shape) for v in terms)
+    rows = (q.astype(np.int32) - zero_point).astype(np.float32) * scale
+    return rows.reshape(*index.shape, table.shape[1])
 
 
 def check_table_spec(spec: QSpec) -> None:

@@ -106,6 +106,15 @@ class QTensor:
         spec = self.qparams.spec
         return unpack_bits(self.storage, spec.bits, spec.signed, self.shape)
 
+    def rows(self, index: np.ndarray) -> np.ndarray:
+        """``int_repr()[index]``; of packed integers, only those rows are unpacked if each has whole bytes."""
+        spec = self.qparams.spec
+        bits = math.prod(self.shape[1:]) * spec.bits
+        if not self._packed or bits % 8:
+            return self.int_repr()[index]
+        packed = self.storage.reshape(self.shape[0], bits // 8)[index]
+        return unpack_bits(packed.reshape(-1), spec.bits, spec.signed, (*index.shape, *self.shape[1:]))
+
     def dequantize(self) -> np.ndarray:
         """The real values, ``f((q - zero_point) * scale)`` in float32."""
         return to_real(self.int_repr(), self.qparams)

@@ -188,3 +188,13 @@ def test_shape_must_fit_the_granularity():
     with pytest.raises(ValueError, match="must divide the last axis"):
         QTensor(np.ones((2, 3), int), QParams(np.ones((2, 1)), 0, QSpec(granularity=PerGroup(2))))
     assert QTensor(np.ones((2, 3), int), QParams(1.0, 0, QSpec(granularity=PerTensor()))).shape == (2, 3)
+
+
+@pytest.mark.parametrize(("bits", "features"), [(4, 6), (4, 5), (3, 8), (3, 6), (2, 4), (8, 5)])
+def test_rows_are_those_of_the_integers(bits, features):
+    spec = QSpec(bits, granularity=PerChannel(0))
+    integers = np.random.default_rng(bits).integers(spec.qmin, spec.qmax + 1, (7, features))
+    qtensor = QTensor(integers, QParams(np.ones(7, np.float32), np.zeros(7, np.int32), spec))
+    for index in (np.array([[0, 6], [3, 3]]), np.array(2), np.zeros((0,), np.int64)):
+        np.testing.assert_array_equal(qtensor.rows(index), integers[index])
+        assert qtensor.rows(index).dtype == np.int8

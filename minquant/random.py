@@ -23,6 +23,20 @@ class Generator:
         self._twister = np.random.RandomState(seed & 0xFFFFFFFF)
         self._second_normal: float | None = None  # the normals of randn come in pairs
 
+    def get_state(self) -> np.ndarray:
+        """(627,) uint32: the twister's 624 words, its position, and the bits of the second normal (NaN: none)."""
+        _, words, position, _, _ = self._twister.get_state(legacy=True)
+        second = np.float64(np.nan if self._second_normal is None else self._second_normal)
+        return np.concatenate([words, [np.uint32(position)], second.reshape(1).view(np.uint32)])
+
+    def set_state(self, state: np.ndarray) -> None:
+        """Go on from where `get_state` was called; ValueError on anything else."""
+        if state.shape != (627,) or state.dtype != np.uint32:
+            raise ValueError(f"expected a state from get_rng_state, (627,) uint32, got {state.shape} {state.dtype}")
+        self._twister.set_state(("MT19937", state[:624], int(state[624])))
+        second = float(state[625:].view(np.float64)[0])
+        self._second_normal = None if math.isnan(second) else second
+
     def integers(self, n: int) -> np.ndarray:
         """(n,) uint32: the next draws as they are."""
         return self._twister.randint(0, 2**32, n, np.uint32)
@@ -97,3 +111,13 @@ def uniform(size: tuple[int, ...], low: float, high: float) -> np.ndarray:
     x = _default.uniform(math.prod(size)).astype(np.float64)
     out = (x * np.float64(high32 - low32) + np.float64(low32)).astype(np.float32)  # one rounding, as an FMA
     return np.where(out == high32, low32, out).reshape(size)
+
+
+def get_rng_state() -> np.ndarray:
+    """Where the stream of random numbers stands, (627,) uint32, for `set_rng_state`."""
+    return _default.get_state()
+
+
+def set_rng_state(new_state: np.ndarray) -> None:
+    """Go on from where `get_rng_state` was called."""
+    _default.set_state(new_state)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from minquant import manual_seed, rand, randn
-from minquant.random import randperm, uniform
+from minquant.random import get_rng_state, randperm, set_rng_state, uniform
 
 
 def test_the_first_numbers_after_a_seed_are_torchs() -> None:
@@ -44,3 +44,18 @@ def test_shapes_and_dtypes(size: tuple[int, ...]) -> None:
         assert values.shape == size
         assert values.dtype == np.float32
     assert randperm(3).dtype == np.int64
+
+
+@pytest.mark.parametrize("drawn", [0, 3, 20])
+def test_a_state_can_be_gone_back_to(drawn):
+    manual_seed(5)
+    randn(drawn)  # an odd number of single normals leaves one of a pair for the next draw
+    state = get_rng_state()
+    first = [randn(3).data, rand(7).data]
+    set_rng_state(state)
+    assert all((a == b).all() for a, b in zip(first, [randn(3).data, rand(7).data], strict=True))
+
+
+def test_what_is_no_state_is_refused():
+    with pytest.raises(ValueError, match=r"expected a state from get_rng_state, \(627,\) uint32"):
+        set_rng_state(np.zeros(5, np.uint32))

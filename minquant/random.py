@@ -33,7 +33,7 @@ class Generator:
         """Go on from where `get_state` was called; ValueError on anything else."""
         if state.shape != (627,) or state.dtype != np.uint32:
             raise ValueError(f"expected a state from get_rng_state, (627,) uint32, got {state.shape} {state.dtype}")
-        self._twister.set_state(("MT19937", state[:624], int(state[624])))
+        self._twister.set_state(("MT19937", state[:624], int(state[624]), 0, 0.0))
         second = float(state[625:].view(np.float64)[0])
         self._second_normal = None if math.isnan(second) else second
 

@@ -32,7 +32,7 @@ class Bigram(nn.Module):
         return self.head(self.dropout(self.norm(self.table(tokens))))
 
 
-def run(steps=30, **options):
+def run(steps=16, **options):
     minquant.manual_seed(1)
     model = Bigram()
     windows = RandomWindows(TOKENS, context=6, batch_size=4, seed=0)
@@ -129,12 +129,12 @@ def stop_at(step):
     return hook
 
 
-@pytest.mark.parametrize(("stopped", "name"), [(7, "early"), (25, "latest")])
+@pytest.mark.parametrize(("stopped", "name"), [(5, "early"), (13, "latest")])
 def test_a_resumed_run_ends_as_if_it_had_never_stopped(tmp_path, stopped, name):
     whole, losses = run()
     with pytest.raises(StoppedError):
-        run(before_step=stop_at(stopped), checkpoints=Checkpoints(tmp_path, CONFIG, 30, early=5, every=10))
-    resumed = Checkpoints(tmp_path, CONFIG, 30, early=5, every=10, resume=True)
+        run(before_step=stop_at(stopped), checkpoints=Checkpoints(tmp_path, CONFIG, 16, early=3, every=8))
+    resumed = Checkpoints(tmp_path, CONFIG, 16, early=3, every=8, resume=True)
     assert resumed.found()[0].stem == name
     minquant.rand(5)  # whatever else was drawn meanwhile
     model, again = run(checkpoints=resumed)
@@ -147,21 +147,21 @@ def test_a_resumed_run_ends_as_if_it_had_never_stopped(tmp_path, stopped, name):
 
 
 def test_a_finished_run_is_not_run_again(tmp_path):
-    model, losses = run(checkpoints=Checkpoints(tmp_path, CONFIG, 30))
+    model, losses = run(checkpoints=Checkpoints(tmp_path, CONFIG, 16))
     steps = []
-    options = {"checkpoints": Checkpoints(tmp_path, CONFIG, 30, resume=True), "after_step": lambda *a: steps.append(a)}
+    options = {"checkpoints": Checkpoints(tmp_path, CONFIG, 16, resume=True), "after_step": lambda *a: steps.append(a)}
     again, same_losses = run(**options)
     assert same(model, again) and same_losses == losses and not steps
 
 
 def test_an_earlier_run_is_not_overwritten(tmp_path):
-    run(checkpoints=Checkpoints(tmp_path, CONFIG, 30))
+    run(checkpoints=Checkpoints(tmp_path, CONFIG, 16))
     with pytest.raises(FileExistsError, match=r"final.safetensors of an earlier run; resume that run"):
-        Checkpoints(tmp_path, CONFIG, 30)
+        Checkpoints(tmp_path, CONFIG, 16)
 
 
 def test_only_one_process_writes(tmp_path):
-    run(checkpoints=Checkpoints(tmp_path, CONFIG, 30, write=False))
+    run(checkpoints=Checkpoints(tmp_path, CONFIG, 16, write=False))
     assert not list(tmp_path.iterdir())
 
 
@@ -209,5 +209,5 @@ def test_what_is_damaged_is_refused_with_the_reason(tmp_path):
 
 def test_no_checkpoint_means_from_the_beginning(tmp_path):
     _, losses = run()
-    _, again = run(checkpoints=Checkpoints(tmp_path / "new", CONFIG, 30, resume=True))
+    _, again = run(checkpoints=Checkpoints(tmp_path / "new", CONFIG, 16, resume=True))
     assert losses == again

@@ -3,43 +3,50 @@
 from __future__ import annotations
 
 import json
-import math
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from minquant.nn import Module, Parameter
-from minquant.quant import PerChannel, PerGroup, PerTensor, PerToken, QParams, QSpec, QTensor
-from minquant.quant.dialects.float_qparams import FloatQParamsTable
-from minquant.quant.qtensor import PACKED_UP_TO, unpack_bits
+from minquant.nn.module import Hook
+from minquant.quant.watching import HOOKS
 from minquant.tensor import Tensor
 
-from .saving import FILLED, FORMAT, SETTINGS, VERSION, checksum, import_safetensors
+from .saved_kinds import CLASSES, FILLED, SETTINGS
+from .saved_values import UnknownClassError, ValueReader, known_savable
+from .saving import FORMAT, VERSION, checksum, import_safetensors
 
 __all__ = ["load"]
 
-CLASSES = {kind.__name__: kind for kind in SETTINGS}
-GRANULARITIES = {kind.__name__: kind for kind in (PerTensor, PerChannel, PerGroup, PerToken)}
+WATCHER = "activation_post_process"
+READABLE = ("1", "2")
+"""Versions of the layout; in the first there were no prepared models, so no hooks and nothing savable."""
 
 
 def load(path: str | os.PathLike[str], into: Module | None = None) -> Module:
     """Reads a model that `save` wrote; outputs, integers, grids and report are those of the model saved.
 
+    A prepared model goes on where it stood: the same steps of training give the same weights, ranges and integers.
+
     Args:
         path: the file.
-        into: needed where the model, or a part of it, is of a class of your own, which a file cannot rebuild: a
-            fresh float model of the same class. Its layers are replaced by those of the file; attributes other
-            than parameters, buffers and layers stay as they are.
+        into: needed where the model, or a part of it, is of a class of your own that is not `minquant.savable`, which a
+            file cannot rebuild: a fresh float model of the same class. Its layers are replaced by those of the file;
+            attributes other than parameters, buffers and layers stay as they are.
 
     Returns:
         The model; `into` itself where it was given.
 
     Raises:
         FileNotFoundError: no such file.
+        IsADirectoryError: a folder.
         ValueError: a file that is not minquant's, is truncated or altered, or was written by a newer minquant; a
-            class of your own without `into`; an `into` that does not fit (then it is left as it was).
+            class of your own without `into`, or a savable one that was not imported; an `into` that does not fit (then
+            it is left as it was).
         TypeError: `into` is not a Module.
         ImportError: safetensors is not installed.
     """
@@ -49,9 +56,11 @@ def load(path: str | os.PathLike[str], into: Module | None = None) -> Module:
     try:
         tree = json.loads(description)
         _check_into(tree, tensors, into, path)
-        return Reader(tensors).module(tree, "", into)
+        return Reader(tensors).model(tree, into)
     except MisfitError:
         raise
+    except UnknownClassError as error:
+        raise ValueError(f"load: {path}: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise ValueError(f"load: {path} holds no model that makes sense ({error}); save it again") from error
 
@@ -65,6 +74,8 @@ class MisfitError(ValueError):
 
 def _read(path: Path) -> tuple[str, dict[str, np.ndarray]]:
     """The module tree, still as JSON, and the tensors of a file that is proven to be as it was written."""
+    if path.is_dir():
+        raise IsADirectoryError(f"load: {path} is a folder; name a file in it, or read a checkpoint with lm.load_llama")
     if not path.is_file():
         raise FileNotFoundError(f"load: there is no file {path}")
     safetensors = import_safetensors()
@@ -74,27 +85,41 @@ def _read(path: Path) -> tuple[str, dict[str, np.ndarray]]:
             _check_version(metadata, path)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (safetensors.SafetensorError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"load: {path} is no safetensors file, or is truncated or damaged ({error}); copy or save it again"
-        ) from error
+        raise ValueError(f"load: {path} is no safetensors file{_what_else(path, error)}") from error
     tree = metadata.get("model", "")
     if checksum(tree, tensors) != metadata.get("sha256"):
         raise ValueError(f"load: {path} has been altered: its contents do not give its sha256; copy or save it again")
     return tree, tensors
 
 
+def _what_else(path: Path, error: Exception) -> str:
+    """What a file that cannot be read may be, by its first bytes."""
+    with open(path, "rb") as file:
+        start = file.read(4)
+    if not start:
+        return ": it is empty; copy or save it again"
+    pickled = start[0] == 0x80 and 2 <= start[1] <= 5  # the protocol's number
+    if pickled or start == b"PK\x03\x04":  # a zip archive: what torch.save writes today
+        return (
+            ", but a pickle or an archive of pickles, which can run any code when they are read, so that none is read "
+            "here; load it with what wrote it, and minquant.save the model"
+        )
+    return f", or is truncated or damaged ({error}); copy or save it again"
+
+
 def _check_version(metadata: dict[str, str], path: Path) -> None:
     if metadata.get("format") != FORMAT:
         raise ValueError(
-            f"load: {path} is a safetensors file, but not one that minquant.save wrote; read its tensors with "
-            "safetensors.numpy.load_file and load_state_dict"
+            f"load: {path} is a safetensors file, but not one that minquant.save wrote; lm.load_llama reads published "
+            "checkpoints, safetensors.numpy.load_file and load_state_dict whatever else"
         )
     version = metadata.get("version", "")
-    if version != str(VERSION):
+    if version not in READABLE:
         newer = version.isdecimal() and int(version) > VERSION
         what_to_do = "upgrade minquant" if newer else "save the model again"
+        known = " and ".join(READABLE)
         raise ValueError(
-            f"load: {path} has format version {version or 'none'}, this minquant reads {VERSION}; {what_to_do}"
+            f"load: {path} has format version {version or 'none'}, this minquant reads {known}; {what_to_do}"
         )
 
 
@@ -132,13 +157,14 @@ def _first_own(node: dict[str, Any], path: str = "") -> tuple[str, str]:
 def _misfits(node: dict[str, Any], tensors: dict[str, np.ndarray], own: Module, path: str) -> list[str]:
     """What keeps the modules of `into` that stay from taking what the file has for them."""
     where = path or "the model"
-    if type(own).__name__ != node["class"] or (type(own) not in SETTINGS) != node["own"]:
+    fits = type(own) is _class(node) if not node["own"] else type(own).__name__ == node["class"]
+    if not fits or (node["own"] and type(own) in SETTINGS):
         return [f"{where}: the file has a {node['class']}, got a {type(own).__name__}"]
     problems = []
     for kind in ("parameters", "buffers", "children"):
         there = getattr(own, "_modules" if kind == "children" else f"_{kind}")
         problems += [f"{where}: the file has no {name!r}" for name in there if name not in node[kind]]
-        problems += [f"{where}: has no {name!r}" for name in node[kind] if name not in there]
+        problems += [f"{where}: has no {name!r}" for name in node[kind] if name not in there and name != WATCHER]
     for name, about in (node["parameters"] | node["buffers"]).items():
         mine = (own._parameters | own._buffers).get(name)
         if mine is not None and about is not None and mine.shape != tensors[about["tensor"]].shape:
@@ -153,34 +179,37 @@ def _misfits(node: dict[str, Any], tensors: dict[str, np.ndarray], own: Module, 
 # ---- from the description to modules ------------------------------------------------------------------------
 
 
-class Reader:
-    """Builds what `saving.Writer` described."""
+class Reader(ValueReader):
+    """Builds what `saving.Writer` described. What stays of `into` is changed when all else has come out well."""
 
     def __init__(self, tensors: dict[str, np.ndarray]) -> None:
-        self.tensors = tensors
+        super().__init__(tensors)
         self.modules: dict[str, Module] = {}
         self.shared: dict[tuple[str, type], Tensor] = {}
+        self.fillings: list[Callable[[], None]] = []
+
+    def model(self, tree: dict[str, Any], into: Module | None) -> Module:
+        """The whole model."""
+        model = self.module(tree, "", into)
+        for fill in self.fillings:
+            fill()
+        return model
 
     def module(self, node: dict[str, Any], path: str, into: Module | None) -> Module:
-        """The module at this path: `into` if that stays, else a new one."""
+        """The module at this path, still to be filled: `into` if that stays, else a new one."""
         if "same_as" in node:
             return self.modules[node["same_as"]]
         settings = {name: self.value(value) for name, value in node["settings"].items()}
-        module = self.modules[path] = _new(CLASSES[node["class"]], settings) if into is None else into
-        for name, value in settings.items():
-            setattr(module, name, value)
+        module = self.modules[path] = _new(node, settings) if into is None else into
         children = {
             name: child and self.module(child, f"{path}.{name}" if path else name, _kept(child, name, into))
             for name, child in node["children"].items()
         }
-        for table, new in (
-            (module._parameters, {n: self.tensor(t, Parameter) for n, t in node["parameters"].items()}),
-            (module._buffers, {n: self.tensor(t, Tensor) for n, t in node["buffers"].items()}),
-            (module._modules, children),
-        ):
-            table.clear()
-            table.update(new)
-        module.training = node["training"]
+        parameters = {n: self.tensor(t, Parameter) for n, t in node["parameters"].items()}
+        buffers = {n: self.tensor(t, Tensor) for n, t in node["buffers"].items()}
+        tables = parameters, buffers, children
+        hooks: list[Hook] = [HOOKS[name] for name in node.get("hooks", ())]
+        self.fillings.append(partial(_fill, module, settings, tables, hooks, node["training"]))
         return module
 
     def tensor(self, about: dict[str, Any] | None, kind: type[Tensor]) -> Tensor | None:
@@ -192,51 +221,37 @@ class Reader:
             self.shared[key] = kind(self.tensors[about["tensor"]], requires_grad=about["requires_grad"])
         return self.shared[key]
 
-    def value(self, value: Any) -> Any:
-        """A setting."""
-        if isinstance(value, list):  # JSON has no tuples
-            return tuple(value)
-        if not isinstance(value, dict):
-            return value
-        ((kind, content),) = value.items()
-        if kind == "array":
-            return self.tensors[content]
-        return {"QTensor": self.qtensor, "FloatQParamsTable": self.table, "QParams": self.qparams, "QSpec": _spec}[
-            kind
-        ](content)
 
-    def table(self, about: dict[str, Any]) -> FloatQParamsTable:
-        integers, scale, zero_point = (self.tensors[about[name]] for name in ("integers", "scale", "zero_point"))
-        return FloatQParamsTable(integers, scale, zero_point, about["bits"])
-
-    def qtensor(self, about: dict[str, Any]) -> QTensor:
-        qparams, shape = self.qparams(about["qparams"]["QParams"]), tuple(about["shape"])
-        spec, storage = qparams.spec, self.tensors[about["storage"]]
-        if spec.bits > PACKED_UP_TO:
-            return QTensor(storage.reshape(shape), qparams)
-        if storage.size != math.ceil(math.prod(shape) * spec.bits / 8):
-            raise ValueError(f"{storage.size} bytes cannot be {spec.bits}-bit integers of shape {shape}")
-        return QTensor(unpack_bits(storage, spec.bits, spec.signed, shape), qparams)
-
-    def qparams(self, about: dict[str, Any]) -> QParams:
-        spec, scale = _spec(about["spec"]["QSpec"]), self.tensors[about["scale"]]
-        if about["zero_point"] is None:
-            return QParams(scale, np.full(scale.shape, spec.symmetric_zero_point, np.int32), spec)
-        return QParams(scale, self.tensors[about["zero_point"]], spec)
+def _class(node: dict[str, Any]) -> type[Module]:
+    kind: type[Module] = known_savable(node["class"]) if node.get("savable") else CLASSES[node["class"]]
+    if not issubclass(kind, Module):
+        raise ValueError(f"{node['class']} is no Module")
+    return kind
 
 
 def _kept(node: dict[str, Any], name: str, into: Module | None) -> Module | None:
     return into._modules[name] if into is not None and _stays(node) else None
 
 
-def _new(kind: type[Module], settings: dict[str, Any]) -> Module:
-    if kind not in FILLED:
+def _new(node: dict[str, Any], settings: dict[str, Any]) -> Module:
+    kind = _class(node)
+    if kind in SETTINGS and kind not in FILLED:
         return kind(**{name: settings[name] for name in SETTINGS[kind]})
     module = kind.__new__(kind)  # not its constructor, which would draw random numbers or ask for children
     Module.__init__(module)
     return module
 
 
-def _spec(fields: dict[str, Any]) -> QSpec:
-    name, *arguments = fields["granularity"]
-    return QSpec(**{**fields, "granularity": GRANULARITIES[name](*arguments)})
+def _fill(
+    module: Module, settings: dict[str, Any], tables: tuple[dict[str, Any], ...], hooks: list[Hook], training: bool
+) -> None:
+    for name, value in settings.items():
+        setattr(module, name, value)
+    for table, new in zip((module._parameters, module._buffers, module._modules), tables, strict=True):
+        table.clear()
+        table.update(new)
+    for key in [key for key, hook in module._forward_hooks.items() if hook in HOOKS.values()]:
+        del module._forward_hooks[key]
+    for hook in hooks:
+        module.register_forward_hook(hook)
+    module.training = training

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import builtins
-import errno
 import hashlib
 import json
-import os
+import pickle
 
 import numpy as np
 import pytest
@@ -16,8 +15,6 @@ import safetensors.numpy
 import minquant
 from minquant import nn
 from minquant.quant import (
-    FakeQuantize,
-    HistogramObserver,
     LinearReLU,
     PerGroup,
     PerToken,
@@ -287,25 +284,6 @@ def test_known_model_can_be_loaded_into_one(tmp_path):
 # ---- what cannot be saved ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("flow", ["static", "calibrated", "training"])
-def test_prepared_models_are_refused_with_the_next_step(tmp_path, flow):
-    if flow == "training":
-        model = prepare_qat(chain().train(), get_default_qat_qconfig())
-    else:
-        model = prepare(chain(), get_default_qconfig())
-    if flow == "calibrated":
-        model(X)
-    with pytest.raises(ValueError, match=r"is prepared, not converted.*save convert\(model\)"):
-        minquant.save(model, tmp_path / "m")
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("watcher", [HistogramObserver(), FakeQuantize()])
-def test_bare_watchers_are_refused(tmp_path, watcher):
-    with pytest.raises(ValueError, match=r"'1' is prepared, not converted"):
-        minquant.save(nn.Sequential(nn.ReLU(), watcher), tmp_path / "m")
-
-
 def test_hooks_are_refused(tmp_path):
     model = chain(False)
     model[1].register_forward_hook(lambda module, inputs, output: output)
@@ -345,32 +323,6 @@ def test_without_safetensors(tmp_path, monkeypatch):
             use()
 
 
-# ---- all or nothing ----------------------------------------------------------------------------------------
-
-
-def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "m"
-    minquant.save(nn.Linear(2, 2), path)
-    before = path.read_bytes()
-
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    for step in ("fsync", "replace"):
-        with monkeypatch.context() as patch:
-            patch.setattr(os, step, full)
-            with pytest.raises(OSError, match="No space left"):
-                minquant.save(chain(), path)
-        assert path.read_bytes() == before and os.listdir(tmp_path) == ["m"]
-
-
-def test_an_existing_file_is_replaced(tmp_path):
-    for model in (chain(), nn.Linear(2, 2)):
-        minquant.save(model, tmp_path / "m")
-    assert repr(minquant.load(str(tmp_path / "m"))) == repr(nn.Linear(2, 2))
-    assert os.listdir(tmp_path) == ["m"]
-
-
 # ---- files that are not what they should be ----------------------------------------------------------------
 
 
@@ -390,7 +342,7 @@ def test_every_truncation_is_noticed(tmp_path):
     path = tmp_path / "m"
     minquant.save(nn.Linear(2, 2), path)
     sound = path.read_bytes()
-    for n in range(0, len(sound), 7):
+    for n in range(1, len(sound), 7):
         path.write_bytes(sound[:n])
         with pytest.raises(ValueError, match=r"m is no safetensors file, or is truncated or damaged .*; copy or save"):
             minquant.load(path)
@@ -417,18 +369,23 @@ def test_foreign_safetensors(tmp_path, metadata):
 
 def test_not_safetensors_at_all(tmp_path):
     path = tmp_path / "m"
-    for content in (b"", b"\x80\x04]\x94.", b"PK\x03\x04 a zip of pickles" * 50):
+    for content, reason in (
+        (b"", "it is empty"),
+        (pickle.dumps({"weight": [1.0]}), "a pickle .* can run any code"),
+        (b"PK\x03\x04 a zip of pickles" * 50, "an archive of pickles"),
+        (b"name: model\n", "or is truncated or damaged"),
+    ):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match="m is no safetensors file"):
+        with pytest.raises(ValueError, match=f"m is no safetensors file.*{reason}"):
             minquant.load(path)
 
 
 @pytest.mark.parametrize(
-    ("version", "what_to_do"), [("2", "upgrade minquant"), ("0", "save the model again"), ("x", "save the model")]
+    ("version", "what_to_do"), [("3", "upgrade minquant"), ("0", "save the model again"), ("x", "save the model")]
 )
 def test_other_versions(tmp_path, version, what_to_do):
     write(tmp_path / "m", "{}", {}, version=version)
-    with pytest.raises(ValueError, match=rf"m has format version {version}, this minquant reads 1; {what_to_do}"):
+    with pytest.raises(ValueError, match=rf"m has format version {version}, this minquant reads 1 and 2; {what_to_do}"):
         minquant.load(tmp_path / "m")
 
 
@@ -478,6 +435,7 @@ def test_forged_storage(tmp_path):
 
 
 def test_no_such_file(tmp_path):
-    for path in (tmp_path / "none", tmp_path):
-        with pytest.raises(FileNotFoundError, match="there is no file"):
-            minquant.load(path)
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        minquant.load(tmp_path / "none")
+    with pytest.raises(IsADirectoryError, match=r"is a folder; .* lm\.load_llama"):
+        minquant.load(tmp_path)

@@ -18,6 +18,7 @@ import numpy as np
 from minquant import functional as F  # noqa: N812 (torch's name)
 from minquant.lm.rotary import rotary_tables
 from minquant.nn import Embedding, Linear, Module, ModuleList, RMSNorm, init
+from minquant.savable import savable
 from minquant.tensor import Tensor, as_tensor, is_grad_enabled
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Cache", "Llama", "LlamaConfig"]
 
 
+@savable
 @dataclass
 class LlamaConfig:
     """What makes a Llama, under the names of its config.json; the defaults are those of transformers.
@@ -100,6 +102,7 @@ class Cache:
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
 
+@savable
 class Attention(Module):
     """Grouped-query attention: (B, T, hidden_size) -> the same shape."""
 
@@ -129,6 +132,7 @@ class Attention(Module):
         return x.reshape(*x.shape[:2], -1, self.head_dim).permute(0, 2, 1, 3)  # (B, T, H·D) -> (B, H, T, D)
 
 
+@savable
 class MLP(Module):
     """SwiGLU: down(silu(gate(x)) · up(x)), (B, T, hidden_size) -> the same shape."""
 
@@ -142,6 +146,7 @@ class MLP(Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
+@savable
 class DecoderLayer(Module):
     """Attention and an MLP, each beside the residual stream: (B, T, hidden_size) -> the same shape."""
 
@@ -157,6 +162,7 @@ class DecoderLayer(Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
+@savable
 class Decoder(Module):
     """All but the head: (B, T) integers -> (B, T, hidden_size)."""
 
@@ -190,6 +196,7 @@ class Decoder(Module):
             raise ValueError(f"Llama: a text of {end} tokens does not fit into a Cache with capacity={cache.capacity}")
 
 
+@savable
 class Llama(Module):
     """A language model: (B, T) integers -> logits (B, T, vocab_size) of the token that comes next.
 

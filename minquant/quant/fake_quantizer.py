@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from minquant.nn import Module
+from minquant.savable import savable
 from minquant.tensor import Tensor
 
 from .dialects import tinygemm
@@ -246,6 +247,8 @@ _QUANTIZERS: dict[type, Callable[[Any], Module]] = {}
 def register_fake_quantizer(config_class: type[FakeQuantizeConfigBase]) -> Callable[[Quantizer], Quantizer]:
     """``@register_fake_quantizer(MyConfig)`` before a class: QATConfig makes one of it wherever it meets a MyConfig.
 
+    Both are then savable, see `minquant.savable`.
+
     Raises:
         TypeError: a config that is no subclass of FakeQuantizeConfigBase.
     """
@@ -256,7 +259,7 @@ def register_fake_quantizer(config_class: type[FakeQuantizeConfigBase]) -> Calla
         )
 
     def register(quantizer: Quantizer) -> Quantizer:
-        _QUANTIZERS[config_class] = quantizer
+        _QUANTIZERS[savable(config_class)] = savable(quantizer)
         return quantizer
 
     return register

@@ -16,7 +16,7 @@ from .observers import Observer
 from .qconfig import QConfig
 from .spec import PerTensor, QSpec
 
-__all__ = ["check_calibrated", "keeps_the_grid", "watch_output"]
+__all__ = ["HOOKS", "check_calibrated", "keeps_the_grid", "watch_output"]
 
 
 def keeps_the_grid(module: Module, config: QConfig) -> bool:
@@ -35,7 +35,7 @@ def watch_output(module: Module, path: str, config: QConfig, kind: type, flow: s
     module.qconfig = config
     module.path = path
     if keeps_the_grid(module, config):
-        module.register_forward_hook(_stay_on_grid)
+        module.register_forward_hook(stay_on_grid)
         return
     module.activation_post_process = _watcher_of_fixed_range(module, watcher, config) or watcher
     if not isinstance(_observer(module).granularity, PerTensor):
@@ -43,7 +43,7 @@ def watch_output(module: Module, path: str, config: QConfig, kind: type, flow: s
             f"{flow}: the output of '{path}' needs one scale for all values, got {_observer(module).spec}; use an "
             "observer per tensor"
         )
-    module.register_forward_hook(_observe_output)
+    module.register_forward_hook(observe_output)
 
 
 def _watcher_of_fixed_range(module: Module, watcher: Any, config: QConfig) -> Any:
@@ -57,7 +57,7 @@ def _watcher_of_fixed_range(module: Module, watcher: Any, config: QConfig) -> An
     return FixedQParamsObserver(**fixed)
 
 
-def _observe_output(module: Any, inputs: Any, output: Tensor) -> Tensor:
+def observe_output(module: Any, inputs: Any, output: Tensor) -> Tensor:
     what = f"the output of {type(module).__name__} '{module.path}'"
     check_finite(float_array(output, what), what, "Mend the data or the layers before it")
     watcher = module.activation_post_process
@@ -83,10 +83,14 @@ def _comes_from_grid(module: Any, inputs: Any) -> bool:
     return not isinstance(module, BETWEEN_GRIDS) or inputs[0].qparams is not None
 
 
-def _stay_on_grid(module: Any, inputs: Any, output: Tensor) -> Tensor:
+def stay_on_grid(module: Any, inputs: Any, output: Tensor) -> Tensor:
     """Torch's engines average on the input's grid; in training the average is not even rounded."""
     output.qparams = getattr(inputs[0], "qparams", None)
     return output
+
+
+HOOKS = {"observe_output": observe_output, "stay_on_grid": stay_on_grid}
+"""The hooks of a prepared layer, by the names that a saved file has for them."""
 
 
 def check_calibrated(watched: dict[str, Any]) -> None:

@@ -113,34 +113,35 @@ class Question:
     answer: int
 
 
-def ask(pages: Sequence[str], count: int, passage: int = 16, ending: int = 3, seed: int = 0) -> list[Question]:
-    """Questions made of held-out pages: how does this passage go on?
+def ask(pages: Sequence[str], count: int, passage: int = 64, words: int = 3, seed: int = 0) -> list[Question]:
+    """Questions made of held-out pages: how does this passage, cut off in the middle of a word, go on?
 
-    The endings are the words that follow, and as many from three other places, in random order; equal for equal seeds.
+    The endings are the rest of the word and the words after it, and as much from three other places, in random order;
+    equal for equal seeds. A small model, too, knows how words end, and loses some of that when it is rounded.
 
     Args:
         pages: texts.
         count: of questions.
-        passage: words in a passage.
-        ending: words in an ending.
+        passage: characters in a passage.
+        words: in an ending, the cut one included.
         seed: of the draws.
 
     Raises:
-        ValueError: the pages have fewer than four stretches of that many words.
+        ValueError: the pages have fewer than `count` places to cut, or fewer than four different endings.
     """
-    stretches = [s for page in pages for s in _stretches(page, passage, ending)]
-    if len({end for _, end in stretches}) < 4:
+    places = [place for page in pages for place in _places(page, passage, words)]
+    if len(places) < count or len({end for _, end in places}) < 4:
         raise ValueError(
-            f"ask: {len(pages)} pages hold {len(stretches)} stretches of {passage} + {ending} words, and a question "
-            "takes four with different endings; give more text, or ask for shorter passages"
+            f"ask: {len(pages)} pages have {len(places)} places to cut, after {passage} characters and before "
+            f"{words} words; {count} questions with four different endings need more text"
         )
     draws = np.random.default_rng(seed)
     questions = []
-    for i in np.resize(draws.permutation(len(stretches)), count):
-        text, end = stretches[i]
+    for i in draws.permutation(len(places))[:count]:
+        text, end = places[i]
         endings = [end]
         while len(endings) < 4:
-            other = stretches[draws.integers(len(stretches))][1]
+            other = places[draws.integers(len(places))][1]
             if other not in endings:
                 endings.append(other)
         order = draws.permutation(4)
@@ -148,14 +149,12 @@ def ask(pages: Sequence[str], count: int, passage: int = 16, ending: int = 3, se
     return questions
 
 
-def _stretches(page: str, passage: int, ending: int) -> list[tuple[str, str]]:
-    """Passages one after the other, each with the words behind it, if they are words and no drawing of a table."""
-    words = re.findall(r"\s*\S+", page)
-    starts = range(0, len(words) - passage - ending + 1, passage + ending)
-    cuts = ((words[i : i + passage], words[i + passage : i + passage + ending]) for i in starts)
-    return [
-        ("".join(before), "".join(after)) for before, after in cuts if all(re.search(r"[^\W\d_]", w) for w in after)
-    ]
+def _places(page: str, passage: int, words: int) -> list[tuple[str, str]]:
+    """Wherever a word can be cut in two: what stands before, and the rest of it with the words that follow."""
+    letter = r"[^\W\d_]"
+    ending = re.compile(rf"(?<={letter}){letter}\S*(?:\s+\S*{letter}\S*){{{words - 1}}}")
+    found = (ending.match(page, cut) for cut in range(passage, len(page)))
+    return [(page[match.start() - passage : match.start()], match.group()) for match in found if match]
 
 
 def accuracy(

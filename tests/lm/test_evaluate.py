@@ -110,7 +110,7 @@ def test_a_module_is_evaluated_without_gradients_and_left_as_it_was():
 
 def test_scores_do_not_depend_on_the_batch():
     model = Watched()
-    questions = ask(["one two three four five six seven eight nine ten " * 3], 12, passage=2, ending=1)
+    questions = ask(["one two three four five six seven eight nine ten " * 3], 12, passage=2, words=1)
     losses = [perplexity(model, Bytes(), ["abc", "a longer page"], 4, batch_size=b).losses for b in (1, 32)]
     assert (losses[0] == losses[1]).all()
     answers = [accuracy(model, Bytes(), questions, 32, batch_size=b) for b in (1, 5)]
@@ -118,26 +118,22 @@ def test_scores_do_not_depend_on_the_batch():
 
 
 def test_questions_are_made_of_the_text():
-    page = " ".join(f"word{i}" for i in range(200)) + "\n"
-    table = " +----+ " * 70
-    questions = ask([page, table], 30, passage=5, ending=2, seed=1)
-    assert (
-        questions
-        == ask([page, table], 30, passage=5, ending=2, seed=1)
-        != ask([page, table], 30, passage=5, ending=2, seed=2)
-    )
-    assert len({q.passage for q in questions}) == 28  # as many as there are; then they come again
-    assert {q.answer for q in questions} == {0, 1, 2, 3}
+    page = " ".join(f"word {chr(97 + i // 20)}{chr(97 + i % 20)}" for i in range(200)) + "\n"
+    pages = [page, " +----+ " * 70]
+    questions = ask(pages, 30, passage=9, words=2, seed=1)
+    assert questions == ask(pages, 30, passage=9, words=2, seed=1) != ask(pages, 30, passage=9, words=2, seed=2)
+    assert len({q.passage for q in questions}) == 30 and {q.answer for q in questions} == {0, 1, 2, 3}
     for q in questions:
-        assert len(q.endings) == len(set(q.endings)) == 4
+        assert len(q.endings) == len(set(q.endings)) == 4 and len(q.passage) == 9
+        assert all(len(ending.split()) == 2 for ending in q.endings)
         assert q.passage + q.endings[q.answer] in page
-        assert "--" not in "".join(q.endings)
         assert not any(q.passage + e in page for i, e in enumerate(q.endings) if i != q.answer)
+        assert q.passage[-1].isalpha() and q.endings[q.answer][0].isalpha()
 
 
 def test_too_little_text_is_refused():
-    with pytest.raises(ValueError, match="four with different endings"):
-        ask(["a b c d"], 1, passage=2, ending=1)
+    with pytest.raises(ValueError, match="four different endings need more text"):
+        ask(["a word or two"], 9, passage=2, words=1)
     with pytest.raises(ValueError, match="got none"):
         perplexity(uniform, Bytes(), [], 4)
     with pytest.raises(ValueError, match="an empty page"):

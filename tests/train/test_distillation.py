@@ -9,7 +9,17 @@ import pytest
 
 import minquant as mq
 from minquant import Tensor, nn, optim
-from minquant.quant import QATLinear, QuantWrapper, convert, get_default_qat_qconfig, prepare_qat
+from minquant.quant import (
+    Int8DynamicActivationIntxWeightConfig,
+    PerGroup,
+    QATConfig,
+    QATLinear,
+    QuantWrapper,
+    convert,
+    get_default_qat_qconfig,
+    prepare_qat,
+    quantize_,
+)
 from minquant.train import DistillationModel, LogitsDistillationLoss, StaticLossBalancer
 
 EPS = np.finfo(np.float32).eps
@@ -211,6 +221,17 @@ def test_with_qat_the_loop_is_unchanged_and_the_student_converts(bits):
     assert isinstance(model.student.module[0], QATLinear)
     converted = convert(model.eval().student)
     assert np.array_equal(converted(Tensor(X)).data, model(Tensor(X)).data)
+
+
+def test_a_student_that_quantize_prepared():
+    base = Int8DynamicActivationIntxWeightConfig("int4", PerGroup(2))
+    student, teacher = net(6), net(6, seed=1)
+    quantize_(student, QATConfig(base, step="prepare"), lambda module, path: path == "2")
+    model = DistillationModel(student, teacher, {("2", "2"): LogitsDistillationLoss()})
+    train(model, lambda model: (model(Tensor(X)), model.compute_kd_loss())[1])
+    trained = model(Tensor(X)).data
+    quantize_(model.student, QATConfig(base, step="convert"))
+    assert np.array_equal(model.student(Tensor(X)).data, trained)
 
 
 def test_a_loss_with_parameters_trains_with_the_student():

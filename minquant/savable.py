@@ -12,7 +12,7 @@ __all__ = ["name_of_savable", "savable", "savable_named"]
 
 Kind = TypeVar("Kind", bound=type)
 PREFIX = "minquant."
-HOMES = ("minquant.quant", "minquant.lm")
+HOMES = ("minquant.quant", "minquant.lm", "minquant.train.int8_storage")
 """Where minquant's own say so."""
 
 _KINDS: dict[str, dict[str, type]] = {}

@@ -16,6 +16,7 @@ from minquant.nn import Module, Parameter
 from minquant.quant import PerChannel, QParams, QSpec, QTensor, choose_qparams
 from minquant.quant.grid import range_of, to_codes
 from minquant.quant.weighted import check_weight_values
+from minquant.savable import savable
 from minquant.tensor import Tensor, no_grad
 
 __all__ = ["Int8Storage"]
@@ -23,6 +24,7 @@ __all__ = ["Int8Storage"]
 SPEC = QSpec(8, symmetric=True, granularity=PerChannel(0))
 
 
+@savable
 class Int8Storage(Module):
     """What is kept of a float model: int8 integers and float32 scales of its weights, the rest in float32.
 
@@ -32,7 +34,7 @@ class Int8Storage(Module):
         storage = Int8Storage(model)  # chooses the scales, and compresses
         minquant.save(storage, path)
 
-        storage = minquant.load(path, into=Int8Storage(model))  # the file's integers and scales
+        storage = minquant.load(path)
         storage.decompress_(model)  # float32 masters, to train
         storage.compress(model)  # integers again, on the same grids
 

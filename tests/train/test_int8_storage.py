@@ -68,7 +68,7 @@ def test_saving_again_and_again_does_not_drift(tmp_path):
     first, stored = state(net), state(storage)
     for seed in range(1, 6):
         net = model(seed)  # another process, as it were
-        storage = mq.load(path, into=Int8Storage(net))
+        storage = mq.load(path)
         storage.decompress_(net)
         assert state(net) == first
         storage.compress(net)

@@ -33,6 +33,9 @@ __all__ = ["Perplexity", "Question", "accuracy", "ask", "perplexity"]
 PREFIX = "\n"
 """What a page is read after: its first token, too, has something before it."""
 
+LONGEST = 12
+"""Characters per word of an ending, white space included: no drawings, and no examples of code."""
+
 Model = Module | Callable[[np.ndarray], Any]
 Window = tuple[np.ndarray, np.ndarray]
 
@@ -154,7 +157,11 @@ def _places(page: str, passage: int, words: int) -> list[tuple[str, str]]:
     letter = r"[^\W\d_]"
     ending = re.compile(rf"(?<={letter}){letter}\S*(?:\s+\S*{letter}\S*){{{words - 1}}}")
     found = (ending.match(page, cut) for cut in range(passage, len(page)))
-    return [(page[match.start() - passage : match.start()], match.group()) for match in found if match]
+    return [
+        (page[match.start() - passage : match.start()], match.group())
+        for match in found
+        if match and len(match.group()) <= LONGEST * words
+    ]
 
 
 def accuracy(

@@ -3,42 +3,38 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-from minquant.nn import (
-    DeQuantStub,
-    Dropout,
-    Flatten,
-    Identity,
-    MaxPool2d,
-    Module,
-    QuantStub,
-    QuantWrapper,
-    ReLU,
-    Sequential,
-)
+import numpy as np
+
+from minquant.nn import Module, QuantWrapper, Sequential
 from minquant.nn.layers import ModuleList
 
-from .between import BETWEEN_GRIDS, NORMS, BetweenGrids, QFunctional
-from .embedding import QATEmbedding, QuantizedEmbedding
+from .between import BetweenGrids, QFunctional
+from .dialects.float_qparams import FloatQParamsTable
+from .dialects.tinygemm import TinygemmTensor
+from .embedding import QATEmbedding
 from .fake_quant import FakeQuantize
+from .fake_quantized import FakeQuantizedEmbedding, FakeQuantizedLinear
+from .fake_quantizer import FakeQuantizerBase, TinygemmFakeQuantizer
 from .fused import Fused
 from .observers import Observer
-from .qtensor import PACKED_UP_TO, QTensor
-from .selection import TABLES, WITH_WEIGHT, is_quantized
+from .qtensor import PACKED_UP_TO
+from .report_table import table
+from .report_words import IN_TRAINING, INTEGER, flow_of, has_parameters, is_dynamic, note_on
+from .selection import TABLES, WITH_WEIGHT
 from .spec import QSpec
-from .stubs import DeQuantize, Quantize
+from .stubs import Quantize
+from .weight_only import StaticActivationLinear
 from .weighted import IntegerWeight, QATWeighted
 
 __all__ = ["Report", "report"]
 
 FLOAT_BYTES = 4
-WATCHERS = (Observer, FakeQuantize)
+REAL_Z = ", real z"
+WATCHERS = (Observer, FakeQuantize, FakeQuantizerBase)
 CONTAINERS = (Sequential, ModuleList, QuantWrapper)
-ON_GRID = (ReLU, Flatten, Identity, Dropout, MaxPool2d)
-STUBS = (QuantStub, DeQuantStub, Quantize, DeQuantize)
 BYTES = ("bytes_before", "bytes_after", "activation_bytes_before", "activation_bytes_after")
 
 
@@ -56,22 +52,24 @@ def report(model: Module) -> Report:
     """
     if not isinstance(model, Module):
         raise TypeError(f"report: expected a Module, got {type(model).__name__}; a Tensor has .data.nbytes")
-    flow = _flow(model)
-    return Report(flow, [_row(path, module, flow) for path, module in _layers(model)])
+    flow = flow_of(model)
+    owners: dict[tuple[int, str], str] = {}
+    return Report(flow, [_row(path, module, flow, owners) for path, module in _layers(model)])
 
 
 class Report:
     """One row a layer.
 
     Attributes:
-        flow: "float", "prepared" (for static quantization), "prepared for training", "dynamic" or "static".
+        flow: "float", "prepared" (for static quantization), "prepared for training", "dynamic" or "static"; of
+            `quantize_`: "prepared in place", "weight only", "static inputs" or "dynamic".
         rows: dicts with the keys
 
             - layer: path, kind: class name;
             - weight, activation: the grids, "float32", or "" where there is none; the activation is a layer's
-              output, except that a dynamic layer's is its input;
+              output, except that of a layer that hands on real values, a dynamic one say, it is the input;
             - bytes_before, bytes_after: parameters in float32, and with weights as integers (with their
-              scales and zero points; the bias stays float32);
+              scales and zero points; the bias stays float32); a weight that several layers share counts once;
             - activation_bytes_before, activation_bytes_after: one row of the layer's output, in float32 and
               as it flows to the next layer; None where the number of features is not known;
             - note: why it stayed in float, and what else is worth knowing.
@@ -87,7 +85,7 @@ class Report:
         return {key: sum(row[key] or 0 for row in self.rows) for key in BYTES}
 
     def __str__(self) -> str:
-        return _table(self)
+        return table(self.flow, self.rows, self.totals)
 
     __repr__ = __str__
 
@@ -101,7 +99,7 @@ def _layers(model: Module) -> Iterator[tuple[str, Module]]:
     for path, module in model.named_modules():
         if module in inside:
             continue
-        if isinstance(module, (*WATCHERS, Fused, QATWeighted, QATEmbedding, BetweenGrids)):
+        if isinstance(module, (*WATCHERS, Fused, *IN_TRAINING, BetweenGrids)):
             inside.update(module.modules())
         if not isinstance(module, WATCHERS) and _computes(module):
             yield path, module
@@ -109,21 +107,20 @@ def _layers(model: Module) -> Iterator[tuple[str, Module]]:
 
 def _computes(module: Module) -> bool:
     """Whether a module does more than hold others."""
-    if isinstance(module, Fused | BetweenGrids) or _has_parameters(module):
+    if isinstance(module, Fused | BetweenGrids) or has_parameters(module):
         return True
     watched_only = all(isinstance(child, WATCHERS) for child in module.children())
     return watched_only and not isinstance(module, CONTAINERS)
 
 
-def _has_parameters(module: Module) -> bool:
-    return any(True for _ in module.parameters(recurse=False))
-
-
-def _row(path: str, module: Module, flow: str) -> dict[str, Any]:
+def _row(path: str, module: Module, flow: str, owners: dict[tuple[int, str], str]) -> dict[str, Any]:
     before, after = _weight_bytes(module)
+    owner = _owner(path, module, owners)
+    if owner is not None:
+        before, after = (all_of_it - weight for all_of_it, weight in zip((before, after), _shared(module), strict=True))
     output, features = _output_spec(module), _out_features(module)
     real = features * FLOAT_BYTES if features else None
-    activation = module.input_spec if _is_dynamic(module) else output
+    activation = _input_spec(module) or output
     return {
         "layer": path or "(model)",
         "kind": _kind(module),
@@ -133,8 +130,25 @@ def _row(path: str, module: Module, flow: str) -> dict[str, Any]:
         "bytes_after": after,
         "activation_bytes_before": real,
         "activation_bytes_after": _bytes(features, output) if features and output else real,
-        "note": _note(module, flow),
+        "note": "; ".join(filter(None, (note_on(module, flow), owner and f"its weight is that of {owner}"))),
     }
+
+
+def _owner(path: str, module: Any, owners: dict[tuple[int, str], str]) -> str | None:
+    """The layer before this one that has the very same weight, and will have it, if any."""
+    layer = module if isinstance(module, INTEGER) else _weighted(module)
+    if layer is None:
+        return None
+    owner = owners.setdefault((id(layer.weight), _weight_grid(module)), path)
+    return None if owner == path else owner
+
+
+def _shared(module: Any) -> tuple[int, int]:
+    """Bytes of the weight alone, before and after."""
+    if isinstance(module, INTEGER):
+        return math.prod(module.weight.shape) * FLOAT_BYTES, module.weight.nbytes
+    weight, planned = _weighted(module).weight.data, _planned_weight_spec(module)
+    return weight.nbytes, weight.nbytes if planned is None else _planned_bytes(weight, planned)
 
 
 def _kind(module: Module) -> str:
@@ -143,15 +157,28 @@ def _kind(module: Module) -> str:
     return type(module).__name__ + inner
 
 
-def _is_dynamic(module: Module) -> bool:
-    return isinstance(module, IntegerWeight) and hasattr(module, "input_spec")
+def _input_spec(module: Any) -> QSpec | None:
+    """The grid of the input of a layer that hands on real values, now or after conversion; None for all others."""
+    if isinstance(module, StaticActivationLinear):
+        return module.input_grid.spec
+    if isinstance(module, FakeQuantizedLinear):
+        rounds = module.activation_fake_quantizer
+        return None if rounds is None else _spec_of(rounds)
+    return module.input_spec if is_dynamic(module) else None
+
+
+def _spec_of(fake_quantizer: Any) -> QSpec | None:
+    """The kind of grid that it rounds to, where it is known before it sees values."""
+    if isinstance(fake_quantizer, FakeQuantize):
+        return fake_quantizer.activation_post_process.spec
+    return getattr(fake_quantizer.config, "spec", None)
 
 
 def _weighted(module: Module) -> Any:
     """The layer that holds the float weight of one that has an integer form; None for all others."""
     if isinstance(module, Fused):
         return module.layer
-    return module if isinstance(module, (QATWeighted, QATEmbedding, *WITH_WEIGHT, *TABLES)) else None
+    return module if isinstance(module, (*IN_TRAINING, *WITH_WEIGHT, *TABLES)) else None
 
 
 def _out_features(module: Module) -> int | None:
@@ -163,7 +190,10 @@ def _out_features(module: Module) -> int | None:
 def _planned_weight_spec(module: Any) -> QSpec | None:
     """The weight grid that `convert` will choose."""
     if isinstance(module, QATWeighted | QATEmbedding):
-        return module.weight_fake_quant.activation_post_process.spec
+        return _spec_of(module.weight_fake_quant)
+    if isinstance(module, FakeQuantizedLinear | FakeQuantizedEmbedding):
+        rounds = module.weight_fake_quantizer
+        return _spec_of(rounds) or rounds.quantized(module.weight).qparams.spec
     return module.qconfig.weight().spec if hasattr(module, "qconfig") and _weighted(module) else None
 
 
@@ -181,30 +211,36 @@ def _output_spec(module: Any) -> QSpec | None:
 
 
 def _weight_grid(module: Module) -> str:
-    if isinstance(module, IntegerWeight | QuantizedEmbedding):
+    if isinstance(module, INTEGER):
         weight = module.weight
-        return str(weight.qparams.spec) if isinstance(weight, QTensor) else f"uint{weight.bits} affine per row, real z"
+        if isinstance(weight, FloatQParamsTable):
+            return f"uint{weight.bits} affine per row{REAL_Z}"
+        return f"{weight.qparams.spec}{REAL_Z * isinstance(weight, TinygemmTensor)}"
     planned = _planned_weight_spec(module)
     if planned is not None:
-        return str(planned)
-    return "float32" if _weighted(module) or _has_parameters(module) else ""
+        return f"{planned}{REAL_Z * isinstance(getattr(module, 'weight_fake_quantizer', None), TinygemmFakeQuantizer)}"
+    return "float32" if _weighted(module) or has_parameters(module) else ""
 
 
 def _weight_bytes(module: Module) -> tuple[int, int]:
-    if isinstance(module, QuantizedEmbedding):
-        return math.prod(module.weight.shape) * FLOAT_BYTES, module.weight.nbytes
-    if isinstance(module, IntegerWeight):
-        bias = 0 if module.bias is None else module.bias.nbytes
-        return module.weight.numel() * FLOAT_BYTES + bias, module.weight.nbytes + bias
+    """Bytes of all parameters, before and after."""
+    if isinstance(module, INTEGER):
+        bias = getattr(module, "bias", None)
+        before, after = _shared(module)
+        return (before, after) if bias is None else (before + bias.nbytes, after + bias.nbytes)
     layer, planned = _weighted(module), _planned_weight_spec(module)
     before = sum(p.data.nbytes for p in _own_parameters(module))
     if planned is None or layer is None:
         return before, before
     weight = layer.weight.data
-    scales = math.prod(planned.granularity.qparams_shape(weight.shape))
-    zero_points = 0 if planned.symmetric else scales
     bias = len(weight) * FLOAT_BYTES if getattr(module, "bn", None) is not None else before - weight.nbytes
-    return before, bias + _bytes(weight.size, planned) + 4 * (scales + zero_points)
+    return before, bias + _planned_bytes(weight, planned)
+
+
+def _planned_bytes(weight: np.ndarray, planned: QSpec) -> int:
+    """Of the integers that it will be, with scales and zero points."""
+    scales = math.prod(planned.granularity.qparams_shape(weight.shape))
+    return _bytes(weight.size, planned) + 4 * scales * (1 if planned.symmetric else 2)
 
 
 def _own_parameters(module: Module) -> Iterator[Any]:
@@ -217,128 +253,3 @@ def _bytes(integers: int, spec: QSpec) -> int:
     """Bytes of that many integers as `QTensor` stores them."""
     packed = spec.bits <= PACKED_UP_TO
     return math.ceil(integers * spec.bits / 8) if packed else integers * spec.dtype.itemsize
-
-
-# ---- words ------------------------------------------------------------------------------------------------
-
-
-def _flow(model: Module) -> str:
-    if is_quantized(model):
-        dynamic = any(map(_is_dynamic, model.modules()))
-        return "dynamic" if dynamic else "static"
-    if any(isinstance(m, FakeQuantize) for m in model.modules()):
-        return "prepared for training"
-    return "prepared" if any(hasattr(m, "qconfig") for m in model.modules()) else "float"
-
-
-def _note(module: Any, flow: str) -> str:
-    if _is_dynamic(module):
-        return "the input's grid is chosen at run time"
-    if isinstance(module, QuantizedEmbedding):
-        return "its output is real values: a row's integers times the row's scale"
-    if isinstance(module, BETWEEN_GRIDS) and hasattr(module, "qconfig"):
-        return _between_note(module)
-    if isinstance(module, BetweenGrids):
-        return _between_note(module.module)
-    if isinstance(module, QFunctional):
-        return IN_REAL_VALUES
-    if flow == "float" or hasattr(module, "qconfig") or isinstance(module, IntegerWeight):
-        return ""
-    if hasattr(module, "float_reason"):
-        return f"stays in float: {module.float_reason}"
-    if isinstance(module, STUBS):
-        return ""
-    if flow == "dynamic" and not _has_parameters(module):
-        return "stays in float: no weight to quantize"
-    if isinstance(module, ON_GRID):
-        return "works on integers as they are"
-    return "stays in float: no integer form"
-
-
-IN_REAL_VALUES = "in real values between its input's grid and its own"
-
-
-def _between_note(module: Module) -> str:
-    if isinstance(module, NORMS):
-        return (
-            "stays in float, between two grids: it divides by a statistic of its input, so that integers would have no "
-            "fixed scale" + FUSE_HINT * isinstance(module, NORMS[2:])
-        )
-    return IN_REAL_VALUES
-
-
-FUSE_HINT = "; fuse_modules folds it into the layer before it"
-TITLES = {
-    "float": "float model",
-    "prepared": "prepared model, as convert will make it",
-    "prepared for training": "model prepared for training, as convert will make it",
-    "dynamic": "dynamically quantized model",
-    "static": "statically quantized model",
-}
-HEADER = ("layer", "kind", "weight", "activation", "parameters", "activations/row")
-TEXT_COLUMNS = 4
-CAN_BE_NARROWED = (0, 2, 3)
-WIDTH = 110
-NARROWEST = 10
-
-
-def _table(report: Report) -> str:
-    lines = [HEADER, *map(_cells, report.rows), ("total", "", "", "", *_arrows(report.totals))]
-    widths = _widths(lines)
-    rule = "  ".join("-" * width for width in widths)
-    header, *rows, total = (_line(cells, widths) for cells in lines)
-    return "\n".join([_title(report), header, rule, *rows, *_notes(report.rows), rule, total])
-
-
-def _title(report: Report) -> str:
-    before, after = report.totals["bytes_before"], report.totals["bytes_after"]
-    smaller = f"; parameters {before / after:.2f} times smaller" if after != before else ""
-    return f"{TITLES[report.flow]}{smaller} (sizes in bytes)"
-
-
-def _notes(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """Each note once, after the layers that it is about."""
-    about: dict[str, list[str]] = {}
-    for row in rows:
-        if row["note"]:
-            about.setdefault(row["note"], []).append(row["layer"])
-    for note, layers in about.items():
-        yield textwrap.fill(f"* {', '.join(layers)}: {note}", WIDTH, subsequent_indent="  ")
-
-
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    weight, activation = (
-        row[key].replace("symmetric", "sym").replace(" per ", "/") for key in ("weight", "activation")
-    )
-    return row["layer"], row["kind"], weight, activation, *_arrows(row)
-
-
-def _arrows(row: dict[str, Any]) -> tuple[str, str]:
-    parameters = f"{row['bytes_before']:,} → {row['bytes_after']:,}" if row["bytes_before"] else ""
-    before, after = row["activation_bytes_before"], row["activation_bytes_after"]
-    return parameters, f"{before:,} → {after:,}" if before else ""
-
-
-def _widths(lines: list[tuple[str, ...]]) -> list[int]:
-    """The widest cell of each column; where that is too much, the widest columns of text are narrowed."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    while sum(widths) + 2 * (len(widths) - 1) > WIDTH:
-        widest = max(CAN_BE_NARROWED, key=lambda i: widths[i])
-        if widths[widest] <= NARROWEST:
-            break
-        widths[widest] -= 1
-    return widths
-
-
-def _line(cells: tuple[str, ...], widths: list[int]) -> str:
-    """One row of the table; a cell that is too wide goes on in the next line."""
-    folded = [textwrap.wrap(cell, width) or [""] for cell, width in zip(cells, widths, strict=True)]
-    height = max(map(len, folded))
-    lines = zip(*(f + [""] * (height - len(f)) for f in folded), strict=True)
-    return "\n".join(
-        "  ".join(
-            f"{cell:<{w}}" if i < TEXT_COLUMNS else f"{cell:>{w}}"
-            for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )

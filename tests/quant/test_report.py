@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 
 from minquant import nn
 from minquant.quant import (
+    FakeQuantizeConfigBase,
+    FakeQuantizerBase,
+    Int4WeightOnlyConfig,
+    Int8DynamicActivationIntxWeightConfig,
+    Int8StaticActivationInt8WeightConfig,
+    Int8WeightOnlyConfig,
+    IntxWeightOnlyConfig,
     LinearReLU,
+    PerChannel,
+    PerGroup,
+    QATConfig,
+    QSpec,
     QuantWrapper,
+    choose_qparams,
     convert,
     default_dynamic_qconfig,
     get_default_qat_qconfig,
     get_default_qconfig,
     prepare,
     prepare_qat,
+    quantize_,
     quantize_dynamic,
+    register_fake_quantizer,
     report,
 )
 
@@ -181,3 +197,107 @@ def test_the_table_fits_in_110_columns():
 def test_not_a_model():
     with pytest.raises(TypeError, match="report: expected a Module, got ndarray"):
         report(X)
+
+
+# ---- quantized in place ----------------------------------------------------------------------------------------------
+
+
+class Tied(nn.Module):
+    """An embedding whose table is the head's weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm, self.up = nn.Embedding(12, 8), nn.RMSNorm(8), nn.Linear(8, 8)
+        self.act, self.head = nn.SiLU(), nn.Linear(8, 12, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, tokens):
+        return self.head(self.act(self.up(self.norm(self.embed(tokens)))))
+
+
+def everything(module: nn.Module, path: str) -> bool:
+    return isinstance(module, nn.Linear | nn.Embedding)
+
+
+IN_PLACE = {
+    "weight only": (IntxWeightOnlyConfig("int4", PerGroup(4)), everything, "int4 symmetric per group of 4", "float32"),
+    "tinygemm": (Int4WeightOnlyConfig(4), None, "uint4 affine per group of 4, real z", "float32"),
+    "dynamic": (
+        Int8DynamicActivationIntxWeightConfig("int3", PerChannel(0)), None, "int3 symmetric per channel",
+        "int8 affine per token",
+    ),
+    "static": (
+        Int8StaticActivationInt8WeightConfig(), None, "int8 symmetric per channel", "int8 symmetric per tensor"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_what_is_prepared_in_place_is_what_conversion_makes(name):
+    config, wanted, weight, activation = IN_PLACE[name]
+    model = Tied()
+    quantize_(model, QATConfig(config, step="prepare"), wanted)
+    model(np.array([[1, 2, 3]]))
+    prepared = report(model)
+    quantize_(model, QATConfig(step="convert"))
+    converted = report(model)
+    assert prepared.flow == "prepared in place"
+    assert converted.flow == {"tinygemm": "weight only", "static": "static inputs"}.get(name, name)
+    for before, after in zip(prepared.rows, converted.rows, strict=True):
+        assert before["layer"] == after["layer"]
+        for key in KEYS - {"kind", "note"}:
+            assert before[key] == after[key], (before["layer"], key)
+    up, was = row(model, "up"), next(r for r in prepared.rows if r["layer"] == "up")
+    assert (was["kind"], was["weight"], was["activation"], was["note"]) == (
+        "FakeQuantizedLinear", weight, activation, ""
+    )  # fmt: skip
+    assert up["bytes_before"] == 4 * (64 + 8) and up["bytes_after"] == model.up.weight.nbytes + 4 * 8
+    assert str(prepared).startswith("model prepared for training, as quantize_ will make it; parameters ")
+
+
+def test_weights_that_are_shared_count_once():
+    model = Tied()
+    assert row(model, "head")["bytes_before"] == row(model, "head")["bytes_after"] == 0
+    assert row(model, "head")["note"] == "its weight is that of embed"
+    assert report(model).totals["bytes_before"] == 4 * sum(p.numel() for p in model.parameters())
+    quantize_(model, IntxWeightOnlyConfig("int4", PerGroup(4)), everything)
+    assert model.head.weight is model.embed.weight
+    assert row(model, "embed")["bytes_after"] == model.embed.weight.nbytes == 48 + 4 * 24
+    assert row(model, "head")["bytes_after"] == 0
+    assert row(model, "head")["note"].endswith("; its weight is that of embed")
+    apart = Tied()
+    quantize_(apart, QATConfig(IntxWeightOnlyConfig("int4", PerGroup(4)), step="prepare"))
+    assert row(apart, "embed")["bytes_after"] == row(apart, "head")["bytes_before"] == 4 * 96
+    assert row(apart, "head")["bytes_after"] == 48 + 4 * 24
+
+
+def test_what_quantize_left_in_float():
+    model = Tied()
+    quantize_(model, Int8WeightOnlyConfig(), lambda module, path: path == "up")
+    notes = {r["layer"]: r["note"] for r in report(model).rows}
+    assert notes == {
+        "embed": "stays in float: quantize_ was not asked for it",
+        "norm": "stays in float: no integer form",
+        "up": "its product is float32's, with the real values behind the weight's integers",
+        "act": "stays in float: no weight to quantize",
+        "head": "stays in float: quantize_ was not asked for it; its weight is that of embed",
+    }
+
+
+@dataclass(frozen=True)
+class RowsConfig(FakeQuantizeConfigBase):
+    bits: int
+
+
+@register_fake_quantizer(RowsConfig)
+class RowsFakeQuantizer(FakeQuantizerBase):
+    def grid(self, x):
+        spec = QSpec(self.config.bits, symmetric=True, granularity=PerChannel())
+        return choose_qparams(x.min(axis=1), x.max(axis=1), spec)
+
+
+def test_a_fake_quantizer_of_ones_own_is_reported_by_the_grid_it_chooses():
+    model = Tied()
+    quantize_(model, QATConfig(weight_config=RowsConfig(3), step="prepare"))
+    assert row(model, "up")["weight"] == "int3 symmetric per channel"
+    assert [r["layer"] for r in report(model).rows] == ["embed", "norm", "up", "act", "head"]

@@ -173,6 +173,15 @@ def test_the_teacher_stays_as_it_was():
     assert model.teacher is teacher
 
 
+def test_no_gradient_flows_through_the_teacher():
+    student, teacher, x, alone = net(), net(seed=1), Tensor(X, requires_grad=True), Tensor(X, requires_grad=True)
+    model = DistillationModel(student, teacher, nn.MSELoss())
+    model(x)
+    model.compute_kd_loss().backward()
+    nn.MSELoss()(student(alone), teacher(Tensor(X))).backward()
+    assert np.array_equal(x.grad.data, alone.grad.data)
+
+
 def tied(seed: int = 0) -> nn.Sequential:
     """A chain whose first and last layer have one weight, as embedding and head of a language model may."""
     mq.manual_seed(seed)

@@ -109,6 +109,13 @@ def parts(draw: st.DrawFn) -> Shapes:
 
 
 @st.composite
+def attentions(draw: st.DrawFn) -> Shapes:
+    """Queries, keys and values, batched or not; there may be more keys than queries, or fewer."""
+    *batch, heads, steps, keys, width, columns = draw(st.lists(size, min_size=5, max_size=6))
+    return (*batch, heads, steps, width), (*batch, heads, keys, width), (*batch, heads, keys, columns)
+
+
+@st.composite
 def convolutions(draw: st.DrawFn, axes: int, groups: int = 1) -> Shapes:
     """Input (batched or not), weight and bias of a convolution; the kernel fits after padding by 1."""
     channels, filters = groups * draw(st.integers(1, 2)), groups * draw(st.integers(1, 2))
@@ -209,6 +216,25 @@ OPERATIONS = [
     Operation("log_softmax", lambda f, x: f.log_softmax(x, 1), cube),
     Operation("linear", lambda f, x, w, b: f.linear(x, w, b), layers(), magnitude=600),
     Operation("linear without bias", lambda f, x, w, b: f.linear(x, w), layers(), magnitude=600),
+    # attention: a share's gradient is at most 2 · 4 · 3 · 1.5 = 36; times 4 keys or queries of 3 it stays below 450
+    Operation(
+        "scaled_dot_product_attention",
+        lambda f, q, k, v: f.scaled_dot_product_attention(q, k, v),
+        attentions(),
+        magnitude=450,
+    ),
+    Operation(
+        "scaled_dot_product_attention, causal",
+        lambda f, q, k, v: f.scaled_dot_product_attention(q, k, v, is_causal=True),
+        attentions(),
+        magnitude=450,
+    ),
+    Operation(
+        "scaled_dot_product_attention, grouped",
+        lambda f, q, k, v: f.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True),
+        st.just(((2, 4, 3, 2), (2, 2, 3, 2), (2, 2, 3, 3))),
+        magnitude=450,
+    ),
     # convolution and pooling: in a weight's gradient at most 2 · 25 products up to 3 · 1.5 are added
     Operation("conv1d", lambda f, x, w, b: f.conv1d(x, w, b, padding=1), convolutions(1), magnitude=250),
     Operation("conv1d, strided", lambda f, x, w, b: f.conv1d(x, w, None, 2, 1), convolutions(1), magnitude=250),

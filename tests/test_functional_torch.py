@@ -103,3 +103,17 @@ def test_special_values_give_torchs_outputs_and_gradients(name: str) -> None:
     our_out.sum().backward()
     their_out.sum().backward()
     np.testing.assert_allclose(ours.grad.data, theirs.grad.numpy(), rtol=1e-6, atol=1e-44)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_masked_attention_is_torchs(dtype: type) -> None:
+    rng = np.random.default_rng(0)
+    seen = rng.random((5, 70)) < 0.5
+    arrays = [rng.uniform(-1, 1, s).astype(dtype) for s in ((2, 4, 5, 8), (2, 2, 70, 8), (2, 2, 70, 3))]
+    row = Operation(
+        "masked attention",
+        lambda f, q, k, v, mask: f.scaled_dot_product_attention(q, k, v, mask, enable_gqa=True),
+        st.nothing(),
+        magnitude=32,  # a query's gradient is a mean of 70 differences up to 2 · 3 · 1.5, times keys up to 1
+    )
+    assert_close(row, *both(row, arrays, seen), dtype)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from minquant.autograd import Function, total
+from minquant.kernels.choice import compiled
+from minquant.kernels.exponential import exp_below
 from minquant.tensor import Tensor, as_tensor
 
 if TYPE_CHECKING:
@@ -22,35 +24,52 @@ class ScaledDotProductAttention(Function):
 
     floats_only = True
 
-    def forward(self, query: np.ndarray, key: np.ndarray, value: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    def forward(
+        self, query: np.ndarray, key: np.ndarray, value: np.ndarray, mask: np.ndarray | None, is_causal: bool
+    ) -> np.ndarray:
         *batch, heads, steps, width = query.shape
-        groups = heads // (key.shape[-3] or 1)
+        groups, keys = heads // (key.shape[-3] or 1), key.shape[-2]
         self.scale = query.dtype.type(1 / math.sqrt(width))
-        rows = query.reshape(*batch, -1, groups * steps, width) * self.scale  # (…, KV, G·T, D)
-        scores = rows @ key.swapaxes(-1, -2)  # (…, KV, G·T, D) @ (…, KV, D, S) -> (…, KV, G·T, S)
+        rows = query.reshape(*batch, -1, groups * steps, width) * self.scale  # (…, H, T, D) -> (…, KV, G·T, D)
+        # (…, KV, G·T, D) @ (…, KV, D, S) -> (…, KV, G·T, S), which is written over
+        scores = np.ascontiguousarray(rows @ key.swapaxes(-1, -2))
         if mask is not None:
-            by_step = scores.reshape(*scores.shape[:-2], groups, steps, scores.shape[-1])
+            by_step = scores.reshape(*scores.shape[:-2], groups, steps, keys)
             np.copyto(by_step, -np.inf, where=~mask)
-        shares = _softmax(scores)
+        self.seen = np.minimum(np.arange(1, steps + 1), keys) if is_causal else np.array([keys])
+        shares = _softmax(scores, self.seen)
         self.save(rows, key, value, shares)
-        return (shares @ value).reshape(*batch, heads, steps, value.shape[-1])
+        return (shares @ value).reshape(*batch, heads, steps, value.shape[-1])  # (…, KV, G·T, Dv) -> (…, H, T, Dv)
 
     def backward(self, grad: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         rows, key, value, shares = self.saved
-        grads = grad.reshape(*shares.shape[:-1], value.shape[-1])  # (…, KV, G·T, Dv)
+        grads = grad.reshape(*shares.shape[:-1], value.shape[-1])  # (…, H, T, Dv) -> (…, KV, G·T, Dv)
         by_value = shares.swapaxes(-1, -2) @ grads
-        by_shares = grads @ value.swapaxes(-1, -2)
-        by_scores = shares * (by_shares - total(shares * by_shares, -1, keepdims=True))
+        by_scores = _softmax_gradient(shares, np.ascontiguousarray(grads @ value.swapaxes(-1, -2)), self.seen)
         by_query = (by_scores @ key * self.scale).reshape(*grad.shape[:-1], key.shape[-1])
         return by_query, by_scores.swapaxes(-1, -2) @ rows, by_value
 
 
-def _softmax(x: np.ndarray) -> np.ndarray:
-    """Over the last axis, in place."""
-    x -= x.max(axis=-1, keepdims=True, initial=-np.inf)
-    np.exp(x, out=x)
-    x /= total(x, -1, keepdims=True)
-    return x
+def _softmax(x: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Over the first seen[r mod T] values of row r, 0 behind them; may be written over x."""
+    kernels = compiled("attention", x.size) if x.dtype == np.float32 else None
+    if kernels and x.size:
+        kernels.softmax(x.reshape(-1, x.shape[-1]), seen)
+        return x
+    by_step = x.reshape(*x.shape[:-2], -1, len(seen), x.shape[-1])  # (…, G·T, S) -> (…, G, T, S)
+    np.copyto(by_step, -np.inf, where=np.arange(x.shape[-1]) >= seen[:, None])
+    x = x - x.max(axis=-1, keepdims=True, initial=-np.inf)
+    z = exp_below(x) if x.dtype == np.float32 else np.exp(x)
+    return z / total(z, -1, keepdims=True)
+
+
+def _softmax_gradient(shares: np.ndarray, grad: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Of `_softmax`; may be written over grad."""
+    kernels = compiled("attention", grad.size) if shares.dtype == np.float32 else None
+    if kernels and grad.size:
+        kernels.softmax_gradient(shares.reshape(-1, shares.shape[-1]), grad.reshape(-1, grad.shape[-1]), seen)
+        return grad
+    return shares * (grad - total(shares * grad, -1, keepdims=True))
 
 
 class RotaryEmbedding(Function):
@@ -67,6 +86,9 @@ class RotaryEmbedding(Function):
 
 
 def _turned(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+    kernels = compiled("attention", x.size) if x.dtype == np.float32 and x.ndim == 4 else None
+    if kernels:
+        return kernels.turn(x, cos, sin)
     half = x.shape[-1] // 2
     a, b = x[..., :half], x[..., half:]
     out = np.empty(x.shape, x.dtype)
@@ -110,14 +132,11 @@ def scaled_dot_product_attention(
     query, key, value = as_tensor(query), as_tensor(key), as_tensor(value)
     _check_attention(query.data, key.data, value.data, enable_gqa)
     mask = None if attn_mask is None else as_tensor(attn_mask).data
-    shape = query.shape[-2], key.shape[-2]
-    if is_causal:
-        if mask is not None:
+    if mask is not None:
+        if is_causal:
             raise ValueError("scaled_dot_product_attention: attn_mask and is_causal exclude each other: pass one")
-        mask = np.tri(*shape, dtype=bool)
-    elif mask is not None:
-        _check_mask(mask, shape)
-    return ScaledDotProductAttention.apply(query, key, value, mask=mask)
+        _check_mask(mask, (query.shape[-2], key.shape[-2]))
+    return ScaledDotProductAttention.apply(query, key, value, mask=mask, is_causal=is_causal)
 
 
 def _check_attention(query: np.ndarray, key: np.ndarray, value: np.ndarray, enable_gqa: bool) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from minquant.autograd import Function
+from minquant.kernels.choice import compiled
 from minquant.tensor import Tensor, as_tensor
 
 if TYPE_CHECKING:
@@ -24,7 +25,11 @@ class Embedding(Function):
 
     def backward(self, grad: np.ndarray) -> np.ndarray:
         out = np.zeros(self.shape, grad.dtype)
-        np.add.at(out, self.index, grad)
+        kernels = compiled("rows", grad.size)
+        if kernels and grad.size:
+            kernels.add_rows(out, self.index.reshape(-1), np.ascontiguousarray(grad).reshape(-1, grad.shape[-1]))
+        else:
+            np.add.at(out, self.index, grad)
         if self.padding_idx is not None:
             out[self.padding_idx] = 0
         return out

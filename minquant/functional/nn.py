@@ -60,13 +60,14 @@ class Linear(Function):
         _check_linear(x, weight, bias)
         self.save(x, weight)
         self.bias = None if bias is None else bias.shape
-        out = x @ weight.T  # (…, K) @ (K, M) -> (…, M)
+        out = x.reshape(-1, x.shape[-1]) @ weight.T  # (N, K) @ (K, M) -> (N, M), one product whatever the batch
+        out = out.reshape(*x.shape[:-1], len(weight))
         return out if bias is None else out + bias
 
     def backward(self, grad: np.ndarray) -> tuple[np.ndarray | None, ...]:
         x, weight = self.saved
         rows = grad.reshape(-1, weight.shape[0])  # (…, M) -> (N, M)
-        by_x = grad @ weight if self.needs_grad[0] else None
+        by_x = (rows @ weight).reshape(x.shape) if self.needs_grad[0] else None
         by_weight = rows.T @ x.reshape(-1, weight.shape[1]) if self.needs_grad[1] else None  # (M, N) @ (N, K)
         return (by_x, by_weight) if self.bias is None else (by_x, by_weight, unbroadcast(rows, self.bias))
 

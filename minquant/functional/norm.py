@@ -96,15 +96,24 @@ class RMSNorm(Function):
     floats_only = True
 
     def forward(self, x: np.ndarray, axes: tuple[int, ...], eps: float | None) -> np.ndarray:
-        self.axes = axes
-        wide = x.astype(np.float64)
-        self.scale = 1 / np.sqrt(_mean(wide * wide, axes) + (np.finfo(x.dtype).eps if eps is None else eps))
-        out = (wide * self.scale).astype(x.dtype)
+        self.axes, eps = axes, float(np.finfo(x.dtype).eps) if eps is None else eps
+        rows, kernels = _in_blocks(x, axes)
+        if kernels:
+            out, scale = kernels.rms_norm(rows[0], eps)  # (1, R, N) -> (R, N), (R,)
+            out, self.scale = out.reshape(x.shape), scale.reshape(*x.shape[: -len(axes)], *(1 for _ in axes))
+        else:
+            wide = x.astype(np.float64)
+            self.scale = 1 / np.sqrt(_mean(wide * wide, axes) + eps)
+            out = (wide * self.scale).astype(x.dtype)
         self.save(out)
         return out
 
     def backward(self, grad: np.ndarray) -> np.ndarray:
         (out,) = self.saved
+        rows, kernels = _in_blocks(grad, self.axes)
+        if kernels and out.dtype == np.float32:
+            y = out.reshape(rows[0].shape)
+            return kernels.rms_norm_backward(rows[0], y, self.scale.reshape(-1)).reshape(grad.shape)
         wide = grad.astype(np.float64)
         return (wide - out * _mean(wide * out, self.axes)) * self.scale
 

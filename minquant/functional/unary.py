@@ -10,6 +10,7 @@ import numpy as np
 from minquant.autograd import Function
 from minquant.functional.erf import erf
 from minquant.kernels.choice import compiled
+from minquant.kernels.exponential import exp_below
 from minquant.tensor import Tensor, is_float
 
 if TYPE_CHECKING:
@@ -180,12 +181,21 @@ class SiLU(Function):
     floats_only = True
 
     def forward(self, x: np.ndarray) -> np.ndarray:
-        s = _sigmoid(x)
+        kernels = compiled("activations", x.size) if x.dtype == np.float32 else None
+        if kernels:
+            out, s = kernels.silu(np.asarray(x, order="C"))
+        else:
+            z = exp_below(-np.abs(x)) if x.dtype == np.float32 else np.exp(-np.abs(x))
+            s = np.where(x >= 0, 1, z) / (1 + z)
+            out = x * s
         self.save(x, s)
-        return x * s
+        return out
 
     def backward(self, grad: np.ndarray) -> np.ndarray:
         x, s = self.saved
+        kernels = compiled("activations", x.size)
+        if kernels and x.dtype == np.float32 == grad.dtype:
+            return kernels.silu_gradient(*[np.asarray(a, order="C") for a in (x, s, grad)])
         return grad * s * (1 + x * (1 - s))
 
 

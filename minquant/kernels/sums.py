@@ -12,7 +12,7 @@ from numba import njit
 
 from minquant.kernels.threads import in_parts
 
-__all__ = ["channel_sums", "moments", "standardize", "standardize_backward"]
+__all__ = ["channel_sums", "moments", "rms_norm", "rms_norm_backward", "standardize", "standardize_backward"]
 
 STRANDS = 64
 ADDED, STANDARDIZED = 50, 100
@@ -119,3 +119,54 @@ def _standardize_backward(grad, out, scale, by_x, first, last):  # type: ignore[
             g, y, to = grad[b, c], out[b, c], by_x[b, c]
             for i in range(len(g)):
                 to[i] = (g[i] - mean - y[i] * share) * scale[c]
+
+
+def rms_norm(x: np.ndarray, eps: float) -> tuple[np.ndarray, np.ndarray]:
+    """``x · scale``, float32, and ``scale = 1 / √(mean(x²) + ε)``, float64 (R,), for each row of (R, N)."""
+    out, scale = np.empty(x.shape, np.float32), np.empty(len(x))
+    in_parts(lambda first, last: _rms_norm(x, eps, out, scale, first, last), len(x), STANDARDIZED * x.size)
+    return out, scale
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _rms_norm(x, eps, out, scale, first, last):  # type: ignore[no-untyped-def]
+    strands = np.empty(min(STRANDS, x.shape[1]))
+    for r in range(first, last):
+        row, to = x[r], out[r]
+        strands[:], squares = 0, 0.0
+        for start in range(0, len(row), STRANDS):
+            run = row[start : start + STRANDS]
+            for i in range(len(run)):
+                strands[i] += np.float64(run[i]) * np.float64(run[i])
+        for strand in strands:
+            squares += strand
+        s = 1 / np.sqrt(squares / len(row) + eps)
+        scale[r] = s
+        for i in range(len(row)):
+            to[i] = row[i] * s
+
+
+def rms_norm_backward(grad: np.ndarray, out: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """``(g − y mean(g y)) · scale`` for each row, in float64, rounded to float32 once."""
+    by_x = np.empty(grad.shape, np.float32)
+    in_parts(
+        lambda first, last: _rms_norm_backward(grad, out, scale, by_x, first, last), len(grad), STANDARDIZED * grad.size
+    )
+    return by_x
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _rms_norm_backward(grad, out, scale, by_x, first, last):  # type: ignore[no-untyped-def]
+    strands = np.empty(min(STRANDS, grad.shape[1]))
+    for r in range(first, last):
+        g, y, to = grad[r], out[r], by_x[r]
+        strands[:], share = 0, 0.0
+        for start in range(0, len(g), STRANDS):
+            a, b = g[start : start + STRANDS], y[start : start + STRANDS]
+            for i in range(len(a)):
+                strands[i] += np.float64(a[i]) * np.float64(b[i])
+        for strand in strands:
+            share += strand
+        share /= len(g)
+        for i in range(len(g)):
+            to[i] = (g[i] - y[i] * share) * scale[r]

@@ -189,6 +189,88 @@ def test_relu(x, how):
     same_bits(*both(compute))
 
 
+@given(x=hnp.arrays(F32, (7, 9), elements=st.floats(width=32)), how=st.integers(0, 2))
+@settings(max_examples=50, deadline=None)
+def test_silu(x, how):
+    def compute():
+        tensor = Tensor(strided(x, how), requires_grad=True)
+        out = functional.silu(tensor)
+        out.backward(strided(x.copy(), how))
+        return out.data, tensor.grad.data
+
+    for ours, numpys in zip(*both(compute), strict=True):
+        np.testing.assert_array_equal(ours, numpys)  # bit-equal but for the bits of NaN
+        same_bits(ours[~np.isnan(ours)], numpys[~np.isnan(numpys)])
+
+
+@given(rows=st.integers(1, 9), index=hnp.arrays(np.int64, (3, 5), elements=st.integers(0, 99)), how=st.integers(0, 2))
+@settings(max_examples=50, deadline=None)
+def test_gradients_of_rows(rows, index, how):
+    gradient = np.random.default_rng(rows).standard_normal((3, 5, 7)).astype(F32)
+
+    def compute():
+        table = Tensor(np.zeros((rows, 7), F32), requires_grad=True)
+        functional.embedding(index % rows, table).backward(strided(gradient, how))
+        return table.grad.data
+
+    same_bits(*both(compute))
+
+
+@given(how=st.integers(0, 2), seed=st.integers(0, 99))
+@settings(max_examples=20, deadline=None)
+def test_rotary(how, seed):
+    rng = np.random.default_rng(seed)
+    x, cos, sin = (rng.standard_normal(shape).astype(F32) for shape in ((2, 3, 5, 8), (5, 4), (5, 4)))
+
+    def compute():
+        tensor = Tensor(strided(x, how), requires_grad=True)
+        out = functional.rotary_embedding(tensor, cos, sin)
+        out.backward(strided(x, how))
+        return out.data, tensor.grad.data
+
+    for ours, numpys in zip(*both(compute), strict=True):
+        same_bits(ours, numpys)
+
+
+@given(
+    heads=st.sampled_from([(2, 2), (6, 2)]), steps=st.integers(1, 40), keys=st.integers(1, 40),
+    causal=st.booleans(), seed=st.integers(0, 99), how=st.integers(0, 2),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_attention(heads, steps, keys, causal, seed, how):
+    """Shares whose float64 sums differ in their order are at most a step apart, which moves a result by as much."""
+    rng = np.random.default_rng(seed)
+    shapes = (2, heads[0], steps, 4), (2, heads[1], keys, 4), (2, heads[1], keys, 3)
+    arrays = [rng.uniform(-1, 1, shape).astype(F32) for shape in shapes]
+
+    def compute():
+        tensors = [Tensor(strided(a, how), requires_grad=True) for a in arrays]
+        out = functional.scaled_dot_product_attention(*tensors, is_causal=causal, enable_gqa=True)
+        out.backward(np.ones(out.shape, F32))
+        return out.data, *(t.grad.data for t in tensors)
+
+    for ours, numpys in zip(*both(compute), strict=True):
+        size = heads[0] // heads[1] * steps  # what a key's or a value's gradient adds up
+        assert (abs(ours.astype(np.float64) - numpys) <= 8 * size * 2.0**-24 * max(1, abs(numpys).max())).all()
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 9), (200,), (2, 70, 8)])
+def test_rms_norm(shape):
+    """As `test_batch_norm`: at most a step apart, at the size of the numbers whose difference a gradient is."""
+    rng = np.random.default_rng(0)
+    x, gradient = (rng.standard_normal(shape).astype(F32) + F32(3) for _ in range(2))
+
+    def compute():
+        tensor = Tensor(x, requires_grad=True)
+        out = functional.rms_norm(tensor, shape[-1])
+        out.backward(gradient)
+        return out.data, tensor.grad.data
+
+    for ours, numpys in zip(*both(compute), strict=True):
+        scale = np.maximum(abs(ours), abs(numpys)).max()
+        assert (abs(ours.astype(np.float64) - numpys) <= 2 * np.spacing(scale)).all()
+
+
 @pytest.mark.parametrize("optimizer", [optim.Adam, optim.AdamW])
 @pytest.mark.parametrize("size", [0, 1, 7, 1000])
 @pytest.mark.parametrize("weight_decay", [0, 0.1])

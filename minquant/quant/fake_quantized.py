@@ -82,8 +82,17 @@ class FakeQuantizedLinear(Module):
 
     def fake_quantized(self) -> Tensor:
         """The weight on its grid."""
-        check_weight_values(self.weight, f"{type(self).__name__}{at(self)}")
-        return self.weight_fake_quantizer(self.weight)
+        return self.weight_fake_quantizer(self.checked_weight())
+
+    def real_weight(self) -> Tensor:
+        """The weight before it is rounded: what a subclass may compute."""
+        return self.weight
+
+    def checked_weight(self) -> Tensor:
+        """`real_weight`; ValueError for NaN or infinity in it."""
+        weight = self.real_weight()
+        check_weight_values(weight, f"{type(self).__name__}{at(self)}")
+        return weight
 
     def converted(self) -> IntegerLinear:
         """The layer on integers.
@@ -91,8 +100,7 @@ class FakeQuantizedLinear(Module):
         Raises:
             ValueError: NaN or infinity in the weight; an input whose range was never observed.
         """
-        check_weight_values(self.weight, f"{type(self).__name__}{at(self)}")
-        weight = self.weight_fake_quantizer.quantized(self.weight)
+        weight = self.weight_fake_quantizer.quantized(self.checked_weight())
         bias = None if self.bias is None else self.bias.data.copy()
         activation = self.activation_fake_quantizer
         new: IntegerLinear
@@ -115,7 +123,7 @@ class FakeQuantizedLinear(Module):
 
     def check(self) -> None:
         """Refuses grids that no Linear of this shape can have, before anything is trained."""
-        check_weight_spec(self.weight_fake_quantizer.quantized(self.weight).qparams.spec)
+        check_weight_spec(self.weight_fake_quantizer.quantized(self.real_weight()).qparams.spec)
         activation = self.activation_fake_quantizer
         if not (activation is None or isinstance(activation, FakeQuantize) or self._is_dynamic(activation)):
             raise ValueError(

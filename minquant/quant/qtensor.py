@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from minquant.kernels.choice import compiled
 from minquant.tensor import Tensor
 
-from .grid import float_array, to_integers, to_real
+from .grid import float_array, real_of, to_integers, to_real
 from .spec import PerTensor, QParams
 
 __all__ = ["QTensor", "dequantize", "pack_bits", "quantize", "unpack_bits"]
@@ -117,6 +118,13 @@ class QTensor:
 
     def dequantize(self) -> np.ndarray:
         """The real values, ``f((q - zero_point) * scale)`` in float32."""
+        kernels, spec = compiled("dequantize", self.numel()), self.qparams.spec
+        run = spec.granularity.run(self.shape)
+        if (
+            kernels and self._packed and run and (run * spec.bits) % 8 == 0 == 8 % spec.bits
+        ):  # whole bytes share a scale
+            grid, values = (run, *self.qparams.flat), (spec.bits, spec.signed, self.numel())
+            return kernels.dequantize(self.storage, *values, grid, real_of).reshape(self.shape)
         return to_real(self.int_repr(), self.qparams)
 
     @property

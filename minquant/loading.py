@@ -16,6 +16,7 @@ from minquant.nn.module import Hook
 from minquant.quant.watching import HOOKS
 from minquant.tensor import Tensor
 
+from .savable import PREFIX
 from .saved_kinds import CLASSES, FILLED, SETTINGS
 from .saved_values import UnknownClassError, ValueReader, known_savable
 from .saving import FORMAT, VERSION, checksum, import_safetensors
@@ -61,7 +62,7 @@ def load(path: str | os.PathLike[str], into: Module | None = None) -> Module:
         raise
     except UnknownClassError as error:
         raise ValueError(f"load: {path}: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
         raise ValueError(f"load: {path} holds no model that makes sense ({error}); save it again") from error
 
 
@@ -159,7 +160,7 @@ def _misfits(node: dict[str, Any], tensors: dict[str, np.ndarray], own: Module, 
     where = path or "the model"
     fits = type(own) is _class(node) if not node["own"] else type(own).__name__ == node["class"]
     if not fits or (node["own"] and type(own) in SETTINGS):
-        return [f"{where}: the file has a {node['class']}, got a {type(own).__name__}"]
+        return [f"{where}: the file has a {node['class'].removeprefix(PREFIX)}, got a {type(own).__name__}"]
     problems = []
     for kind in ("parameters", "buffers", "children"):
         there = getattr(own, "_modules" if kind == "children" else f"_{kind}")

@@ -69,7 +69,7 @@ def save(model: Module, path: str | os.PathLike[str]) -> None:
     if not isinstance(model, Module):
         raise TypeError(f"save: expected a Module, got {type(model).__name__}; save(model, path) takes the whole model")
     writer = Writer()
-    tree = json.dumps(writer.module(model, ""), allow_nan=False)
+    tree = json.dumps(writer.module(model, ""), allow_nan=False, separators=(",", ":"))
     metadata = {
         "format": FORMAT,
         "version": str(VERSION),

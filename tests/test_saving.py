@@ -6,6 +6,7 @@ import builtins
 import hashlib
 import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -439,3 +440,21 @@ def test_no_such_file(tmp_path):
         minquant.load(tmp_path / "none")
     with pytest.raises(IsADirectoryError, match=r"is a folder; .* lm\.load_llama"):
         minquant.load(tmp_path)
+
+
+def test_files_of_the_first_version_are_read(tmp_path):
+    model = minquant.load(Path(__file__).parent / "golden" / "model_version1.safetensors")
+    minquant.manual_seed(0)
+    for size in (6 * 8, 6, 3 * 6, 3):  # what that model's layers drew
+        minquant.rand(size)
+    y = model(minquant.randn(20, 8)).data[:2]
+    assert y.tolist() == FIRST_VERSION
+    minquant.save(model, tmp_path / "again")
+    assert repr(minquant.load(tmp_path / "again")) == repr(model)
+
+
+FIRST_VERSION = [
+    [-0.055614862591028214, 0.2850261628627777, 0.3406410217285156],
+    [0.1598927229642868, 0.3406410217285156, 0.3545447587966919],
+]
+"""What the model gave when it was saved."""

@@ -18,6 +18,7 @@ Source: torch.ao.quantization.observer, torch 2.13.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
 
@@ -38,6 +39,7 @@ __all__ = [
 
 F32 = np.float32
 ZERO = F32(0)
+ShareRange = Callable[[np.ndarray, Granularity], tuple[np.ndarray, np.ndarray] | None]
 DTYPE_RANGES = {"quint8": (0, 255), "qint8": (-128, 127)}
 
 
@@ -74,6 +76,8 @@ class Observer(Module):
     """
 
     resizable = ("min_val", "max_val")
+    share_range: ShareRange | None = None
+    """The range of a batch of which this process has a part, None if it is empty (`minquant.train.parallel`)."""
 
     def __init__(
         self,
@@ -118,12 +122,15 @@ class Observer(Module):
             ValueError: another number of channels than before, or no such channel axis.
         """
         values = float_array(x, type(self).__name__)
-        if values.size:
+        if values.size or self.share_range:
             self._observe(values)
         return x
 
     def _observe(self, values: np.ndarray) -> None:
-        low, high = range_of(values, self.granularity)
+        found = self.share_range(values, self.granularity) if self.share_range else range_of(values, self.granularity)
+        if found is None:
+            return
+        low, high = found
         if self.saw_data:
             if low.shape != self.min_val.shape:
                 raise ValueError(

@@ -116,6 +116,7 @@ def train(
     optimizer = AdamW(_groups(params, schedule.weight_decay), schedule.lr, schedule.betas)
     losses = checkpoints.resume(model, optimizer) if checkpoints else []
     if processes:
+        processes.check_same("checkpoint", {"steps done": len(losses)})
         processes.synchronise(model)
     model.train()
     for step in range(len(losses), schedule.steps):
@@ -131,6 +132,8 @@ def train(
             after_step(step, value)
         if checkpoints:
             checkpoints.after_step(model, optimizer, losses)
+    if processes:
+        processes.check_in_step(model)
     return losses
 
 

@@ -261,12 +261,12 @@ class Processes:
 
         Args:
             what: what `own` describes, for the message.
-            own: by name, what each process should have alike, as text.
+            own: what each process should have alike, by name; dictionaries in it by their own names.
 
         Raises:
             ValueError: the message says which rank has what, and what process 0 has.
         """
-        first, *others = (json.loads(text) for text in self._exchange(json.dumps({k: str(v) for k, v in own.items()})))
+        first, *others = (json.loads(text) for text in self._exchange(json.dumps(dict(_flat(own)))))
         differences = [
             f"rank {rank} has {name} = {other.get(name, 'nothing')} where rank 0 has {first.get(name, 'nothing')}"
             for rank, other in enumerate(others, 1)
@@ -293,6 +293,15 @@ def _weighted(parameter: Tensor, weight: float) -> np.ndarray:
     if parameter.grad is None or not weight:
         return np.zeros(parameter.data.size)
     return weight * parameter.grad.data.ravel().astype(np.float64)
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every value as text, by the names that lead to it."""
+    for name, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", str(value)
 
 
 def choose_backend(torch: Any) -> tuple[str, str]:

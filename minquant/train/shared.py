@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from hashlib import sha256
 from typing import Any
 
 from minquant.nn import BatchNorm1d, BatchNorm2d, Dropout, Module
@@ -10,6 +11,7 @@ from minquant.quant.fake_quant import FakeQuantize
 from minquant.quant.fixed_observer import FixedQParamsObserver
 from minquant.quant.learnable import LearnableFakeQuantize
 from minquant.quant.observers import Observer
+from minquant.quant.qtensor import QTensor
 from minquant.quant.spec import PerGroup, PerToken
 from minquant.quant.stubs import GridDropout
 from minquant.train.balancers import MovingAverageLossBalancer
@@ -25,13 +27,19 @@ def observers_of_activations(model: Module) -> Iterator[Observer]:
 
 
 def layout(model: Module) -> dict[str, str]:
-    """What two models must have in common to be trained as one: classes, settings, shapes, dtypes, what learns."""
+    """What two models must have in common to be trained as one: classes, settings, shapes, what learns, integers."""
     modules = {f"module {path or '(the model)'}": _settings(m) for path, m in model.named_modules()}
     learned = {name for name, p in model.named_parameters() if p.requires_grad}
     tensors = {
         name: f"{t.dtype} {t.shape}{', learned' if name in learned else ''}" for name, t in model.state_dict().items()
     }
-    return modules | tensors
+    integers = {
+        f"integers of {path}.{name}": sha256(value.storage.tobytes()).hexdigest()[:12]
+        for path, module in model.named_modules()
+        for name, value in vars(module).items()
+        if isinstance(value, QTensor)
+    }
+    return modules | tensors | integers
 
 
 def _settings(module: Any) -> str:

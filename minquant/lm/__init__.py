@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from minquant.lm.checkpoint import load_llama
+from minquant.lm.generation import generate
 from minquant.lm.model import Cache, Llama, LlamaConfig
+from minquant.lm.tokenizers import BPETokenizer, ByteTokenizer, load_tokenizer
 
-__all__ = ["Cache", "Llama", "LlamaConfig"]
+__all__ = [
+    "BPETokenizer", "ByteTokenizer", "Cache", "Llama", "LlamaConfig", "generate", "load_llama", "load_tokenizer",
+]  # fmt: skip

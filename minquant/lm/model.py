@@ -46,6 +46,7 @@ class LlamaConfig:
     max_position_embeddings: int = 2048  # tokens that a text may have
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0  # base of the rotary angles
+    rope_scaling: tuple[float, ...] | None = None  # llama3's factor, low_, high_freq_factor, original positions
     tie_word_embeddings: bool = False  # the head's weight is the embedding's table
     initializer_range: float = 0.02  # standard deviation of initial weights
 
@@ -171,7 +172,7 @@ class Decoder(Module):
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = ModuleList(DecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.rotary = config.max_position_embeddings, config.head_dim, config.rope_theta
+        self.rotary = config.max_position_embeddings, config.head_dim, config.rope_theta, config.rope_scaling
 
     def forward(self, tokens: TensorLike, cache: Cache | None = None) -> Tensor:
         tokens = as_tensor(tokens)

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from minquant.commands import bench, compare, crosscheck, demo, lessons, rosetta
+from minquant.commands import bench, compare, crosscheck, demo, finetune, lessons, rosetta
 
 __all__ = ["main"]
 
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for command in (demo, lessons, crosscheck, compare, rosetta, bench):
+    for command in (demo, lessons, finetune, crosscheck, compare, rosetta, bench):
         command.add_parser(subparsers)
     args = parser.parse_args(argv)
     if not hasattr(args, "run"):

@@ -26,7 +26,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from minquant.quant import BaseConfig, Int8DynamicActivationIntxWeightConfig, IntxWeightOnlyConfig
+from minquant.quant import Int8DynamicActivationIntxWeightConfig, IntxWeightOnlyConfig
+from minquant.quant.base_configs import BaseConfig
 from minquant.quant.spec import Granularity, PerChannel, PerGroup
 from minquant.train.loop import Schedule
 
@@ -194,7 +195,7 @@ def _read_table(kind: type[T], table: dict[str, Any], where: str, problems: list
     try:
         return kind(**values)
     except ValueError as error:
-        problems.append(f"{where}: {error}" if where else str(error))
+        problems.append(f"{where.removesuffix('.')}: {error}" if where else str(error))
         return None
 
 

@@ -97,6 +97,8 @@ class Cache:
         """Write what comes after `length` tokens, (B, KV, T, D); return all, (B, KV, length + T, D)."""
         if is_grad_enabled() and key.requires_grad:
             raise RuntimeError("a Cache holds values without gradients: call the model inside no_grad()")
+        if len(key.data) != self.keys.shape[1]:
+            raise ValueError(f"a Cache with batch_size={self.keys.shape[1]}, but there are {len(key.data)} texts")
         end = self.length + key.shape[-2]
         for kept, new in ((self.keys, key), (self.values, value)):
             kept[layer, :, :, self.length : end] = new.data

@@ -17,13 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from minquant import functional as F  # noqa: N812 (torch's name)
 from minquant.nn import Linear, Module, Parameter, init
-from minquant.quant import FakeQuantizedLinear, QTensor, quantize
+from minquant.quant import FakeQuantize, FakeQuantizedLinear, QTensor, quantize
 from minquant.quant.base_configs import BaseConfig
 from minquant.quant.dialects import tinygemm
-from minquant.quant.fake_quantizer import FakeQuantizerBase
-from minquant.quant.grid import rounded
 from minquant.quant.weighted import check_features, finite_input, real_input
 from minquant.savable import savable
 from minquant.tensor import Function, Tensor
@@ -62,9 +59,8 @@ class LoraLinearBase:
 class LoraLinear(LoraLinearBase, Module):
     """The light form: ``y = base(x) + (α/r)·(x Aᵀ) Bᵀ`` beside integers that stay as they are.
 
-    In eval the base multiplies integers, exactly. In train it multiplies the real values behind them, x̂ and ŵ, in
-    float32: the same product but for the rounding of its sums, and in less time. ŵ is made for each product and
-    forgotten, and has no gradient; that of x is the float product's, straight through its rounding.
+    The base multiplies integers, in train and in eval alike. It has no gradient; that of x is the float product's,
+    straight through the rounding: ``G ŵ + (α/r)·(G B) A``, for which ŵ is made of the integers and then forgotten.
 
     Args:
         linear: the float layer; nothing of it is kept but its bias.
@@ -74,7 +70,6 @@ class LoraLinear(LoraLinearBase, Module):
 
     Attributes:
         base: the integer layer.
-        activation_fake_quantizer: what rounds its input in train; None: nothing does.
         lora_a: (r, in_features).
         lora_b: (out_features, r).
 
@@ -87,20 +82,15 @@ class LoraLinear(LoraLinearBase, Module):
 
     form = "light"
     base: Any
-    activation_fake_quantizer: Any
 
     def __init__(self, linear: Linear, config: BaseConfig, rank: int, alpha: float) -> None:
         super().__init__()
         prepared = FakeQuantizedLinear(linear, *config.fake_quantize_configs(), config.backend)
         prepared.check()
-        activation = prepared.activation_fake_quantizer
-        if not (activation is None or isinstance(activation, FakeQuantizerBase)):
-            raise ValueError(
-                f'{config} observes its input while training, which a base of integers cannot; use form="merged"'
-            )
+        if isinstance(prepared.activation_fake_quantizer, FakeQuantize):
+            raise ValueError(f'{config} observes or clips its input, which this form does not; use form="merged"')
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.base = prepared.converted()
-        self.add_module("activation_fake_quantizer", activation)
         self._add_adapter(rank, alpha, linear.in_features, linear.out_features)
         self.path = ""
 
@@ -108,19 +98,7 @@ class LoraLinear(LoraLinearBase, Module):
         """(…, in_features) -> (…, out_features)."""
         check_features(real_input(x, self).shape, self)
         with finite_input(real_input(x, self), self):
-            y = FrozenLinear.apply(x, layer=self)
-        return y + F.linear(F.linear(x, self.lora_a) * self.scaling, self.lora_b)  # (…, K) -> (…, r) -> (…, N)
-
-    def base_product(self, x: np.ndarray) -> np.ndarray:
-        """The base of x, in integers or, in train, in float32."""
-        if not self.training:
-            return self.base(x).data
-        quantizer, rows = self.activation_fake_quantizer, x.reshape(-1, self.in_features)
-        if quantizer is not None:
-            rows = rounded(rows, quantizer.grid(rows))
-        y = rows @ self.base.weight.dequantize().T
-        y = y if self.base.bias is None else y + self.base.bias
-        return y.reshape(*x.shape[:-1], self.out_features)
+            return LightProduct.apply(x, self.lora_a, self.lora_b, base=self.base, scaling=self.scaling)
 
     def frozen(self) -> np.ndarray:
         return self.base.weight.storage
@@ -177,13 +155,27 @@ class MergedLoraLinear(LoraLinearBase, FakeQuantizedLinear):
         return f"{super().extra_repr()}, rank={self.rank}, alpha={self.alpha:g}"
 
 
-class FrozenLinear(Function):
-    """``y = x̂ ŵᵀ + b`` of a `LoraLinear`'s base; dL/dx = G ŵ."""
+class LightProduct(Function):
+    """See `LoraLinear`, whose parts are one Function so that no intermediate result outlives it but ``x Aᵀ``."""
 
-    def forward(self, x: np.ndarray, layer: LoraLinear) -> np.ndarray:
-        self.weight = layer.base.weight
-        return layer.base_product(x)
+    floats_only = True
 
-    def backward(self, grad: np.ndarray) -> np.ndarray:
-        by_x = grad.reshape(-1, grad.shape[-1]) @ self.weight.dequantize()  # (M, N) @ (N, K) -> (M, K)
-        return by_x.reshape(*grad.shape[:-1], -1)
+    def forward(self, x: np.ndarray, a: np.ndarray, b: np.ndarray, base: Any, scaling: float) -> np.ndarray:
+        rows = x.reshape(-1, x.shape[-1])
+        y = base(rows).data
+        inner = (rows @ a.T) * np.float32(scaling)  # (M, K) @ (K, r)
+        y += inner @ b.T  # (M, r) @ (r, N)
+        self.save(x, a, b, inner)
+        self.weight, self.scaling = base.weight, scaling
+        return y.reshape(*x.shape[:-1], -1)
+
+    def backward(self, grad: np.ndarray) -> tuple[np.ndarray | None, ...]:
+        x, a, b, inner = self.saved
+        rows, grad_rows = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+        by_inner = (grad_rows @ b) * np.float32(self.scaling)  # (M, N) @ (N, r)
+        by_x = None
+        if self.needs_grad[0]:
+            by_x = grad_rows @ self.weight.dequantize()  # (M, N) @ (N, K)
+            by_x += by_inner @ a
+            by_x = by_x.reshape(x.shape)
+        return by_x, by_inner.T @ rows, grad_rows.T @ inner

@@ -97,21 +97,14 @@ def test_a_light_layer_holds_no_float_weight():
 # ---- the light form's arithmetic -------------------------------------------------------------------------------------
 
 
-def test_light_in_train_differs_from_eval_by_the_rounding_of_sums():
+def test_train_and_eval_compute_the_same():
     model = adapted("light")
     train(model)
-    layer, weight = model[1], np.abs(model[1].base.weight.dequantize())
-    exact = layer.eval()(X).data
-    trained = layer.train()(X).data
-    # Both err from the exact Σ x̂ŵ + b by at most (K + G)·2⁻²³ of Σ|x̂||ŵ| + |b|, |x̂| ≤ max|x| + s/2.
-    largest = 1.01 * np.abs(X).max(axis=-1, keepdims=True)
-    bound = 2 * (64 + 2) * 2.0**-23 * (largest * weight.sum(axis=1) + np.abs(layer.base.bias) + np.abs(exact))
-    assert (np.abs(exact - trained) <= bound).all() and (exact != trained).any()
+    np.testing.assert_array_equal(model.train()(X).data, outputs(model), strict=True)
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_gradients_are_those_of_the_float_product(training):
-    layer = adapted("light")[1].train(training)
+def test_gradients_are_those_of_the_float_product():
+    layer = adapted("light")[1]
     layer.lora_b.data[:] = np.random.default_rng(1).standard_normal(layer.lora_b.shape)
     x = Tensor(X, requires_grad=True)
     grad = np.random.default_rng(2).standard_normal((2, 5, 32)).astype(np.float32)
@@ -229,7 +222,7 @@ def test_damaged_files_are_refused(tmp_path):
         ({"form": "lite"}, ValueError, "form must be 'light' or 'merged'"),
         ({"config": QATConfig(INT4, step="prepare")}, TypeError, "expected a config"),
         ({"config": Int8DynamicActivationIntxWeightConfig("int4", PerGroup(48))}, ValueError, "'1'.*48"),
-        ({"config": Int8StaticActivationInt8WeightConfig()}, ValueError, 'observes its input.*form="merged"'),
+        ({"config": Int8StaticActivationInt8WeightConfig()}, ValueError, 'observes or clips its input.*form="merged"'),
         ({"filter_fn": lambda module, path: False}, ValueError, "picked no module; the Linears are 1, 3"),
         ({"filter_fn": lambda module, path: path == "2"}, ValueError, "'2' is a SiLU"),
     ],

@@ -29,6 +29,15 @@ LLAMA3 = dict(
 TEXT = np.random.default_rng(0).integers(0, 99, (3, 60))
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Products this small take longer to hand out than to compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def published(folder, dtype, shard_size: str, options: dict):
     """A random checkpoint, and the model that transformers makes of it."""
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""`from_torch`: a float torch model as a minquant model, bit for bit."""
+"""`from_torch`: a float torch model, or one that minquant prepared for training, as a minquant model, bit for bit."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from minquant.tensor import Tensor
 
 from .borrowed import borrow
 from .by_name import fill
+from .shell import shell_of
 from .torch_layers import KINDS, Kind, class_name, foreign_options, kind_of
 from .torch_tensors import array_of, tensor_problem
 
@@ -20,12 +21,15 @@ __all__ = ["from_torch"]
 def from_torch(module: Any, into: Module | None = None) -> Module:
     """A float torch module as a minquant Module with the same parameters and buffers.
 
+    So is one that `to_torch` made of a minquant model in quantization-aware training, and that was trained on in torch:
+    it comes back as that model, with the weights and ranges that it has now, to be converted.
+
     Layers that minquant has become minquant's, containers and fused layers (`torch.ao.nn.intrinsic`) too. Of a
     module class of your own, minquant borrows the `forward`, if that only calls submodules and uses operators and
     methods that minquant's tensors have; otherwise write the class for minquant and hand an object of it in `into`.
 
     Args:
-        module: torch.nn.Module in float32, neither prepared nor quantized.
+        module: torch.nn.Module in float32, not quantized, and not prepared by torch or torchao.
         into: a minquant Module whose parameters and buffers have the same names; it is filled and returned.
 
     Returns:
@@ -76,11 +80,21 @@ class _Building:
         """The counterpart of a module; shared modules stay shared."""
         if id(theirs) not in self.modules:
             self._check_hooks(path, theirs)
-            kind = kind_of(theirs)
-            new = self._borrow(path, theirs) if kind is None else self._layer(path, theirs, kind)
+            kind, shell = kind_of(theirs), vars(theirs).get("shell")
+            if isinstance(shell, Module):
+                new = self._back(path, theirs, shell)
+            else:
+                new = self._borrow(path, theirs) if kind is None else self._layer(path, theirs, kind)
             self.modules[id(theirs)] = new
             new.training = theirs.training
         return self.modules[id(theirs)]
+
+    def _back(self, path: str, theirs: Any, shell: Module) -> Module:
+        """What `to_torch` once made this of, with the tensors and modules that it has now."""
+        new = shell_of(shell)
+        self._tensors(path, theirs, new)
+        self._children(path, theirs, new)
+        return new
 
     def _layer(self, path: str, theirs: Any, kind: Kind) -> Module:
         new = kind.ours.__new__(kind.ours)
@@ -118,6 +132,9 @@ class _Building:
         if class_name(theirs).split(".")[0] in ("torch", "torchao"):
             self._problem(path, theirs, f"minquant has no counterpart of {class_name(theirs)}")
             return Identity()
+        if class_name(theirs).startswith("minquant."):
+            self._problem(path, theirs, "is on integers; float models and those in training come back")
+            return Identity()
         new, problems = borrow(theirs, self.torch.nn.Module)
         new.path = path
         self.borrowed = True
@@ -134,7 +151,8 @@ class _Building:
         for name, parameter in theirs._parameters.items():
             new.register_parameter(name, self._tensor(f"{path}.{name}" if path else name, parameter, Parameter))
         for name, buffer in theirs._buffers.items():
-            new.register_buffer(name, self._tensor(f"{path}.{name}" if path else name, buffer, Tensor))
+            if name not in theirs._non_persistent_buffers_set:
+                new.register_buffer(name, self._tensor(f"{path}.{name}" if path else name, buffer, Tensor))
 
     def _tensor(self, path: str, theirs: Any, kind: type[Tensor]) -> Any:
         """The counterpart of a parameter or buffer; tied ones stay tied."""

@@ -1,4 +1,4 @@
-"""`to_torch`: a converted minquant model as a torch model, integer for integer, on the CPU or a GPU."""
+"""`to_torch`: a minquant model as a torch model, on the CPU or a GPU: float, in training, or integer for integer."""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ def to_torch(model: Module, device: str = "cpu") -> Any:
     class of your own the `forward` is run by torch, if it only calls submodules and uses operators, methods and
     functions of `minquant.functional` that torch has too. Names are the same: ``fc1.weight.integers``,
     ``fc1.weight.scale``, ``fc1.output.scale`` … in `state_dict`; weights of 2 to 4 bits stay packed. Inputs and outputs
-    are torch tensors.
+    are torch tensors. A Llama runs without its cache.
+
+    A model in quantization-aware training, prepared by `quantize_` or, in the reference dialect, by `prepare_qat`,
+    becomes one that trains in any torch loop: its fake quantizers round, straight through, and observe. `from_torch`
+    brings it back, with what it has learned.
 
     Args:
-        model: a converted, dynamically quantized or float model; it is not changed, no memory is shared.
+        model: a converted, dynamically quantized, prepared or float model; it is not changed, no memory is shared.
         device: "cpu", "cuda" or "cuda:N"; the result can be moved with `.to(device)`. On a GPU integers are multiplied
             by tensor cores (`minquant.kernels.cuda`), and what follows is one kernel where Triton is installed, and
             torch's operations where not.
@@ -29,7 +33,9 @@ def to_torch(model: Module, device: str = "cpu") -> Any:
         quantized layers. Norms and softmax between two grids add in float64, where another order changes an integer by
         one at most, and hardly ever (`torch_modules/statistics.py`). Float layers differ in the order in which sums
         are added: one of K products by at most ``2·(K + 2)·2⁻²⁴·(Σ|x·w| + |b|)``, so that integers which are made of
-        their results may differ, too.
+        their results may differ, too. So do layers in training, whose operands are minquant's to the last bit, while
+        torch multiplies them as real values: from the same input a Linear with G groups by at most ``γ·(Σ|x̂·ŵ| + |b|)``,
+        ``γ = n·2⁻²⁴ / (1 - n·2⁻²⁴)``, ``n = K + G + 12``.
 
     Raises:
         ImportError: torch is not installed.

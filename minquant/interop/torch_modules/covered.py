@@ -19,15 +19,16 @@ from minquant.quant.spec import PerGroup, QParams
 from . import quantizing, rules
 from .between import Functional
 from .conv import DynamicConv, StaticConv, tiny_image
-from .ends import Embedding, Quantize
-from .linear import DynamicLinear, StaticLinear
+from .ends import DeQuantize, Embedding, Quantize
+from .linear import DynamicLinear, StaticActivationLinear, StaticLinear
+from .weight_only import WeightOnlyLinear
 
 __all__ = ["QUANTIZED"]
 
 
 def _linear_obstacle(layer: Any) -> str:
     dialect = get_dialect(layer.backend)
-    if isinstance(layer.weight.qparams.spec.granularity, PerGroup) and type(dialect) is not Reference:
+    if isinstance(layer.weight.qparams.spec.granularity, PerGroup) and not isinstance(dialect, Reference):
         return f"{dialect.name} multiplies real values for a weight with groups, in an order that each device chooses"
     known = type(dialect).linear in (Dialect.linear, Reference.linear)
     return rules.uncovered_product(dialect) if known else f"the way in which {dialect.name} multiplies is not covered"
@@ -84,6 +85,7 @@ def _nothing(layer: Any) -> str:
 
 
 QUANTIZED: dict[type[Module], tuple[Callable[[Any, str], torch.nn.Module], Callable[[Any], str]]] = {
+    quant.DeQuantize: (lambda module, path: DeQuantize(), _nothing),
     quant.Quantize: (Quantize, _quantize_obstacle),
     quant.QFunctional: (Functional, _nothing),
     quant.QuantizedEmbedding: (Embedding, _table_obstacle),
@@ -91,6 +93,8 @@ QUANTIZED: dict[type[Module], tuple[Callable[[Any, str], torch.nn.Module], Calla
     quant.QuantizedLinearReLU: (StaticLinear, _linear_obstacle),
     quant.DynamicQuantizedLinear: (DynamicLinear, _dynamic_linear_obstacle),
     quant.DynamicQuantizedLinearReLU: (DynamicLinear, _dynamic_linear_obstacle),
+    quant.StaticActivationLinear: (StaticActivationLinear, _linear_obstacle),
+    quant.WeightOnlyQuantizedLinear: (WeightOnlyLinear, _nothing),
     quant.QuantizedConv1d: (StaticConv, _conv_obstacle),
     quant.QuantizedConv2d: (StaticConv, _conv_obstacle),
     quant.QuantizedConvReLU1d: (StaticConv, _conv_obstacle),

@@ -13,7 +13,7 @@ from minquant import nn
 from minquant.interop.torch_layers import KINDS, Kind
 from minquant.nn import Module
 
-__all__ = ["FloatFunctional", "Stub", "float_kind", "float_layer"]
+__all__ = ["FloatFunctional", "Stub", "brought", "float_kind", "float_layer"]
 
 FLOATS: dict[type[Module], tuple[str, Kind]] = {
     kind.ours: (name, kind)
@@ -44,11 +44,12 @@ def float_layer(module: Any, tensors: dict[int, Any]) -> torch.nn.Module:
     for name in kind.tensors:
         own = getattr(module, name)
         is_parameter = name in module._parameters
-        (new._parameters if is_parameter else new._buffers)[name] = _brought(own, is_parameter, tensors)
+        (new._parameters if is_parameter else new._buffers)[name] = brought(own, is_parameter, tensors)
     return new
 
 
-def _brought(own: Any, is_parameter: bool, tensors: dict[int, Any]) -> Any:
+def brought(own: Any, is_parameter: bool, tensors: dict[int, Any]) -> Any:
+    """A parameter or buffer in torch; `tensors`: as of `float_layer`."""
     if own is None:
         return None
     if id(own) not in tensors:

@@ -70,8 +70,8 @@ class IntegerLayer(torch.nn.Module):
         return f"backend={self.backend!r}, relu={self.relu}"
 
 
-def real_tensor(x: Any, layer: IntegerLayer) -> Tensor:
-    """The input of a dynamic layer, float32.
+def real_tensor(x: Any, layer: Any) -> Tensor:
+    """The input of a layer whose weight is integers, float32; as in minquant, no gradient comes back to it.
 
     Raises:
         TypeError: integers.
@@ -79,4 +79,4 @@ def real_tensor(x: Any, layer: IntegerLayer) -> Tensor:
     if not isinstance(x, torch.Tensor) or not x.is_floating_point():
         what = f"a tensor of {x.dtype}" if isinstance(x, torch.Tensor) else f"a {type(x).__name__}"
         raise TypeError(f"{layer.where}: expected real values, got {what}")
-    return x.float()
+    return x.detach().float()

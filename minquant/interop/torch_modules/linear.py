@@ -18,7 +18,7 @@ from .quantized import Grid, QuantizedTensor, integers_of
 from .rules import Finish, finish_of
 from .sums import grouped_real
 
-__all__ = ["DynamicLinear", "StaticLinear"]
+__all__ = ["DynamicLinear", "StaticActivationLinear", "StaticLinear"]
 
 
 class Linear(IntegerLayer):
@@ -80,7 +80,24 @@ class StaticLinear(Linear):
         return finish_of(epilogue, self.weight.scale.device)
 
 
-class DynamicLinear(Linear):
+class RealLinear(Linear):
+    """What Linears with real outputs share."""
+
+    def output(self, q: Tensor, zx: Tensor | int, x_scale: Tensor) -> Tensor:
+        """Integers (R, K) -> real values (R, N)."""
+        if self.is_grouped:
+            return self.grouped(q, zx, x_scale)
+        finish: Finish = self.once(self.finish, self.weight.qparams)
+        return replace(finish, terms=(x_scale, *finish.terms[1:]))(*self.sums(q, zx))
+
+    def finish(self) -> Finish:
+        """What becomes of the sums, but for the input's scale."""
+        one, w_scale = np.ones((), np.float32), self.weight.qparams.scale
+        epilogue = self.dialect.to_real(one, w_scale, self.host_bias(), self.relu)
+        return finish_of(epilogue, self.weight.scale.device)
+
+
+class DynamicLinear(RealLinear):
     """minquant's `DynamicQuantizedLinear`: float32 in and out, integers in between.
 
     Args:
@@ -108,15 +125,25 @@ class DynamicLinear(Linear):
             return int(chosen.flat[0]) if chosen.size else 0
         return rules.on_device((chosen,), self.weight.scale.device)[0]
 
-    def output(self, q: Tensor, zx: Tensor | int, x_scale: Tensor) -> Tensor:
-        """Integers (R, K) -> real values (R, N)."""
-        if self.is_grouped:
-            return self.grouped(q, zx, x_scale)
-        finish: Finish = self.once(self.finish, self.weight.qparams)
-        return replace(finish, terms=(x_scale, *finish.terms[1:]))(*self.sums(q, zx))
 
-    def finish(self) -> Finish:
-        """What becomes of the sums, but for the input's scale."""
-        one, w_scale = np.ones((), np.float32), self.weight.qparams.scale
-        epilogue = self.dialect.to_real(one, w_scale, self.host_bias(), self.relu)
-        return finish_of(epilogue, self.weight.scale.device)
+class StaticActivationLinear(RealLinear):
+    """minquant's `StaticActivationLinear`: float32 in and out; the input's grid was chosen beforehand.
+
+    Args:
+        layer: minquant's.
+        path: where it stands in the model.
+    """
+
+    def __init__(self, layer: Any, path: str) -> None:
+        super().__init__(layer, path)
+        self.input_grid = Grid(layer.input_grid)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, K) real values -> (…, N)."""
+        rows, grid = self.rows(real_tensor(x, self)), self.input_grid.qparams
+        if rows.isnan().any():
+            raise ValueError(quantizing.NOT_FINITE.format(self.where))
+        self.check_room(grid.zero_point, grid.spec)
+        q = quantizing.quantize_plainly(rows, grid)
+        y = self.output(q, int(grid.zero_point), rules.on_device((grid.scale,), rows.device)[0])
+        return y.reshape(*x.shape[:-1], self.weight.shape[0])

@@ -13,6 +13,7 @@ from minquant.kernels import tensors
 from minquant.quant import PerToken, QParams, QSpec
 from minquant.quant.dialects import Dialect
 from minquant.quant.dialects.fbgemm_grid import fbgemm_qparams
+from minquant.quant.dialects.intx import Intx
 from minquant.quant.dialects.onednn import ONEDNN
 from minquant.quant.dialects.onednn import code as code_of_onednn
 from minquant.quant.dialects.onnx import ONNX
@@ -20,7 +21,7 @@ from minquant.quant.dialects.reference import Reference
 from minquant.quant.dialects.torch_rules import TorchDialect, run_time_range
 from minquant.quant.dialects.torch_rules import to_code as code_of_torch
 from minquant.quant.dialects.torchao import Torchao
-from minquant.quant.grid import to_code
+from minquant.quant.grid import EPS, to_code
 
 from .rules import on_device
 
@@ -28,6 +29,7 @@ __all__ = [
     "finite_range",
     "quantize",
     "quantize_at_run_time",
+    "quantize_plainly",
     "refuse_not_finite",
     "torchs_range",
     "uncovered_quantize",
@@ -66,6 +68,7 @@ QUANTIZE: dict[Any, Callable[..., Any]] = {
 AT_RUN_TIME: dict[Any, tuple[Callable[..., Any], bool]] = {
     Reference.quantize_at_run_time: (plain_code, False),
     Torchao.quantize_at_run_time: (plain_code, False),
+    Intx.quantize_at_run_time: (plain_code, False),
     TorchDialect.quantize_at_run_time: (fused_code, True),
     ONEDNN.quantize_at_run_time: (onednn_code, True),
     ONNX.quantize_at_run_time: (divided_code, True),
@@ -86,9 +89,12 @@ def uncovered_run_time(dialect: Dialect) -> str:
 
 def quantize(dialect: Dialect, x: Tensor, qparams: QParams) -> Tensor:
     """``dialect.quantize``: float32 of any shape -> integers on a grid of one scale; NaN is the caller's affair."""
-    spec = qparams.spec
-    function = QUANTIZE[type(dialect).quantize]
-    return _codes(function, x, qparams.scale, qparams.zero_point, spec.qmin, spec.qmax, spec.dtype)
+    return _on_grid(QUANTIZE[type(dialect).quantize], x, qparams)
+
+
+def quantize_plainly(x: Tensor, qparams: QParams) -> Tensor:
+    """`minquant.quant.grid.to_integers`, likewise."""
+    return _on_grid(plain_code, x, qparams)
 
 
 def quantize_at_run_time(
@@ -114,9 +120,10 @@ def quantize_at_run_time(
 
 def is_in_triton(dialect: Dialect, x: Tensor, spec: QSpec) -> bool:
     """Whether there is a kernel for this grid: symmetric int8 for each row, by the plain rule."""
-    plain = type(dialect).quantize_at_run_time in (Reference.quantize_at_run_time, Torchao.quantize_at_run_time)
+    plain = AT_RUN_TIME[type(dialect).quantize_at_run_time] == (plain_code, False)
     return (
         plain
+        and dialect.run_time_eps(spec) == EPS
         and spec.symmetric
         and spec.signed
         and isinstance(spec.granularity, PerToken)
@@ -165,6 +172,11 @@ def torchs_range(x: Tensor, spec: QSpec, where: str) -> tuple[np.float64, int]:
         ValueError: NaN or infinity.
     """
     return fbgemm_qparams(*run_time_range(finite_range(x, spec, where)), spec.qmin, spec.qmax)
+
+
+def _on_grid(function: Callable[..., Any], x: Tensor, qparams: QParams) -> Tensor:
+    spec = qparams.spec
+    return _codes(function, x, qparams.scale, qparams.zero_point, spec.qmin, spec.qmax, spec.dtype)
 
 
 def _codes(

@@ -144,7 +144,8 @@ def finetune(
 
     Raises:
         ValueError: an unknown recipe, one that needs a model to start from and has none; a text shorter than the
-            context; a group size that does not divide; a checkpoint that is damaged or of another run.
+            context, a vocabulary larger than the model's; a group size that does not divide; a checkpoint that is
+            damaged or of another run.
         FileExistsError: the folder holds another run.
     """
     recipe = _recipe(name, config)
@@ -158,8 +159,8 @@ def finetune(
     )  # fmt: skip
     setting = Setting.of(config)
     model = load_model(config.start) if config.start else new_model(config, setting.tokenizer.vocab_size)
-    rows = _rows_before(model, setting, config, recipe) if first else []
     batches = setting.batches(config, model.config.vocab_size)
+    rows = _rows_before(model, setting, config, recipe) if first else []
     trained = recipe.begin(model, config)
     losses = train(
         trained, batches, config.training, loss=recipe.loss, before_step=_rounding(trained, config),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import minquant
-from minquant.lm import Llama
+from minquant.lm import Llama, LlamaConfig
 from minquant.quant import DynamicQuantizedLinear, FakeQuantizedLinear
 from minquant.train.config import Config, Distillation, Lora, ModelSizes, Quantization, Saving
 from minquant.train.loop import Schedule
@@ -147,6 +147,12 @@ def test_what_cannot_be_is_refused(full, tmp_path):
         finetune("full", dataclasses.replace(config, out=str(tmp_path / "a"), context=4000))
     with pytest.raises(ValueError, match="context=4 is shorter than a question's ending"):
         finetune("full", dataclasses.replace(config, out=str(tmp_path / "b"), context=4))
+    small = Llama(LlamaConfig(100, 32, 32, 1, 2, max_position_embeddings=40))
+    minquant.save(small, tmp_path / "small.safetensors")
+    with pytest.raises(ValueError, match="the tokenizer has 256 tokens, the model only 100"):
+        finetune(
+            "full", dataclasses.replace(config, out=str(tmp_path / "e"), start=str(tmp_path / "small.safetensors"))
+        )
     with pytest.raises(ValueError, match="24"):
         finetune("qat", further(full, tmp_path / "c", quantization=Quantization("int4", 24)))
     quantized = finetune("qat", further(full, tmp_path / "d"))

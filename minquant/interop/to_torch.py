@@ -31,11 +31,14 @@ def to_torch(model: Module, device: str = "cpu") -> Any:
     Returns:
         A torch.nn.Module. Integers equal minquant's bit for bit, whatever the dialect, and so do the real values of
         quantized layers. Norms and softmax between two grids add in float64, where another order changes an integer by
-        one at most, and hardly ever (`torch_modules/statistics.py`). Float layers differ in the order in which sums
-        are added: one of K products by at most ``2·(K + 2)·2⁻²⁴·(Σ|x·w| + |b|)``, so that integers which are made of
-        their results may differ, too. So do layers in training, whose operands are minquant's to the last bit, while
-        torch multiplies them as real values: from the same input a Linear with G groups by at most ``γ·(Σ|x̂·ŵ| + |b|)``,
-        ``γ = n·2⁻²⁴ / (1 - n·2⁻²⁴)``, ``n = K + G + 12``.
+        one at most, and hardly ever (`torch_modules/statistics.py`). Float layers, and Linears whose weight alone is
+        integers, differ in the order in which sums are added: one of K products by at most
+        ``2·(K + 2)·2⁻²⁴·(Σ|x·w| + |b|)``, so that integers which are made of their results may differ, too.
+        So do layers in training. Their operands are minquant's to the last bit; torch multiplies them as real values.
+        From the same rounded input a Linear with G groups differs by at most ``γ·(Σ|x̂·ŵ| + |b|)`` with
+        ``γ = n·2⁻²⁴ / (1 - n·2⁻²⁴)``: K + 1 roundings in torch, G + 4 in minquant, and 3 in the operands that minquant
+        does not round and the product of their scales, n = K + G + 9 with one to spare. Gradients are those of the
+        float layer on both sides.
 
     Raises:
         ImportError: torch is not installed.

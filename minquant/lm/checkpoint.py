@@ -19,8 +19,13 @@ __all__ = ["load_llama", "read_config"]
 
 STORED: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 """Types of weights; a bfloat16 is the upper half of a float32."""
-FIXED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+FIXED = {
+    "hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "rope_interleaved": False,
+    "quantization_config": None,
+}  # fmt: skip
 """What other Llamas may have otherwise, and this one cannot."""
+DERIVED = ".rotary_emb.inv_freq"
+"""Older files have this in every layer; config.json gives it, too."""
 LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
@@ -50,8 +55,9 @@ def load_llama(directory: str | os.PathLike[str]) -> Llama:
             if name in values:
                 problems.append(f"twice: {name}")
             values[name] = value
+    values = {name: value for name, value in values.items() if not name.endswith(DERIVED)}
     if model.config.tie_word_embeddings:
-        values.pop("lm_head.weight", None)  # some files repeat the table
+        problems += _repeated_table(values)
     problems += [f"missing: {name}" for name in parameters if name not in values]
     for name, value in values.items():
         problems += _problems(name, value, parameters.get(name))
@@ -61,6 +67,14 @@ def load_llama(directory: str | os.PathLike[str]) -> Llama:
     for name, value in values.items():
         parameters[name].data[...] = _as_float32(value)
     return model.eval()  # type: ignore[return-value]
+
+
+def _repeated_table(values: dict[str, np.ndarray]) -> list[str]:
+    """Takes out the head of a file that repeats the embedding's table there, and says if it is another one."""
+    table, head = values.get("model.embed_tokens.weight"), values.pop("lm_head.weight", None)
+    if head is None or table is None or np.array_equal(table, head):
+        return []
+    return ["lm_head.weight differs from model.embed_tokens.weight: tie_word_embeddings=true makes them one"]
 
 
 def _problems(name: str, value: np.ndarray, parameter: Tensor | None) -> list[str]:

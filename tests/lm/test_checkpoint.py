@@ -44,9 +44,17 @@ def test_weights_are_those_of_the_file(tmp_path) -> None:
 
 
 def test_a_tied_head_may_be_repeated_in_the_file(tmp_path) -> None:
-    model = load_llama(written(tmp_path, tie_word_embeddings=True))
+    tensors = weights()
+    assert "lm_head.weight differs" in message(written(tmp_path, tie_word_embeddings=True))
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    model = load_llama(written(tmp_path, tensors, tie_word_embeddings=True))
     assert model.lm_head.weight is model.model.embed_tokens.weight
-    np.testing.assert_array_equal(model.lm_head.weight.data, weights()["model.embed_tokens.weight"])
+    np.testing.assert_array_equal(model.lm_head.weight.data, tensors["model.embed_tokens.weight"])
+
+
+def test_what_older_files_repeat_in_every_layer_is_left_out(tmp_path) -> None:
+    derived = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(2, np.float32)}
+    load_llama(written(tmp_path, weights() | derived))
 
 
 def test_every_parameter_that_does_not_fit_is_listed(tmp_path) -> None:
@@ -71,6 +79,7 @@ def test_every_parameter_that_does_not_fit_is_listed(tmp_path) -> None:
         ({"architectures": None, "model_type": "mistral"}, ["mistral"]),
         ({"hidden_act": "gelu"}, ["hidden_act='gelu'", "'silu'"]),
         ({"attention_bias": True}, ["attention_bias=True"]),
+        ({"quantization_config": {"bits": 4}}, ["quantization_config={'bits': 4}", "None"]),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, ["linear", "llama3"]),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, ["yarn"]),
         ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, ["partial_rotary_factor"]),

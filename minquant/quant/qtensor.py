@@ -32,6 +32,13 @@ def pack_bits(integers: np.ndarray, bits: int) -> np.ndarray:
     Returns:
         uint8 array of ``ceil(integers.size * bits / 8)`` bytes; unused bits of the last byte are 0.
     """
+    if 8 % bits == 0:  # whole codes in every byte
+        parts = np.zeros((math.ceil(integers.size * bits / 8), 8 // bits), np.uint8)
+        parts.reshape(-1)[: integers.size] = integers.reshape(-1).astype(np.uint8) & np.uint8((1 << bits) - 1)
+        packed = parts[:, 0].copy()
+        for i in range(1, 8 // bits):
+            packed |= parts[:, i] << np.uint8(i * bits)
+        return packed
     codes = integers.reshape(-1, 1).astype(np.int64)
     bit_matrix = (codes >> np.arange(bits)) & 1  # (n, bits)
     return np.packbits(bit_matrix.astype(np.uint8).reshape(-1), bitorder="little")
@@ -41,7 +48,9 @@ def unpack_bits(packed: np.ndarray, bits: int, signed: bool, shape: tuple[int, .
     """The inverse of `pack_bits`: bytes -> int8 (`signed`) or uint8 array of the given shape."""
     count = math.prod(shape)
     if 8 % bits == 0:  # whole codes in every byte
-        parts = packed[:, np.newaxis] >> np.arange(0, 8, bits, dtype=np.uint8) & np.uint8((1 << bits) - 1)
+        parts = np.empty((packed.size, 8 // bits), np.uint8)
+        for i in range(8 // bits):
+            parts[:, i] = packed >> np.uint8(i * bits) & np.uint8((1 << bits) - 1)
         codes = parts.reshape(-1)[:count].view(np.int8)
     else:
         bit_matrix = np.unpackbits(packed, count=count * bits, bitorder="little").reshape(count, bits)

@@ -111,7 +111,8 @@ def _what_else(path: Path, error: Exception) -> str:
 def _check_version(metadata: dict[str, str], path: Path) -> None:
     if metadata.get("format") != FORMAT:
         raise ValueError(
-            f"load: {path} is a safetensors file, but not one that minquant.save wrote; lm.load_llama reads published "
+            f"load: {path} is a safetensors file, but not one that minquant.save wrote (its format is "
+            f"{metadata.get('format', 'not told')!r}); lm.load_llama reads published "
             "checkpoints, safetensors.numpy.load_file and load_state_dict whatever else"
         )
     version = metadata.get("version", "")

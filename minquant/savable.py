@@ -12,7 +12,7 @@ __all__ = ["name_of_savable", "savable", "savable_named"]
 
 Kind = TypeVar("Kind", bound=type)
 PREFIX = "minquant."
-HOMES = ("minquant.quant", "minquant.lm", "minquant.train.int8_storage")
+HOMES = ("minquant.quant", "minquant.lm", "minquant.train.int8_storage", "minquant.train.lora_layers")
 """Where minquant's own say so."""
 
 _KINDS: dict[str, dict[str, type]] = {}
@@ -58,7 +58,8 @@ def savable_named(name: str) -> type:
     """
     if name.startswith(PREFIX):
         for home in HOMES:
-            import_module(home)
+            if name not in _KINDS:
+                import_module(home)
     return _only(name)
 
 

@@ -442,6 +442,13 @@ def test_no_such_file(tmp_path):
         minquant.load(tmp_path)
 
 
+FIRST_VERSION = [
+    [-0.055614862591028214, 0.2850261628627777, 0.3406410217285156],
+    [0.1598927229642868, 0.3406410217285156, 0.3545447587966919],
+]
+"""What the model gave when it was saved."""
+
+
 def test_files_of_the_first_version_are_read(tmp_path):
     model = minquant.load(Path(__file__).parent / "golden" / "model_version1.safetensors")
     minquant.manual_seed(0)
@@ -451,10 +458,3 @@ def test_files_of_the_first_version_are_read(tmp_path):
     assert y.tolist() == FIRST_VERSION
     minquant.save(model, tmp_path / "again")
     assert repr(minquant.load(tmp_path / "again")) == repr(model)
-
-
-FIRST_VERSION = [
-    [-0.055614862591028214, 0.2850261628627777, 0.3406410217285156],
-    [0.1598927229642868, 0.3406410217285156, 0.3545447587966919],
-]
-"""What the model gave when it was saved."""

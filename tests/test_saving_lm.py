@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,12 @@ from minquant.quant import (
     QATConfig,
     quantize_,
 )
+from minquant.savable import HOMES, name_of_savable
+from minquant.train.lora import add_lora_
 
 TOKENS = np.random.default_rng(0).integers(0, 40, (2, 7))
 INT4 = IntxWeightOnlyConfig("int4", PerGroup(32))
+INT8_INT4 = Int8DynamicActivationIntxWeightConfig("int4", PerGroup(32))
 
 
 def llama(tied: bool = True, width: int = 32) -> Llama:
@@ -68,14 +72,10 @@ def train(model: Llama, steps: int) -> None:
         optimizer.step()
 
 
-@pytest.mark.parametrize(
-    "config", [Int8DynamicActivationIntxWeightConfig("int4", PerGroup(32)), Int4WeightOnlyConfig(32)]
-)
+@pytest.mark.parametrize("config", [INT8_INT4, Int4WeightOnlyConfig(32)])
 def test_training_goes_on_and_converts_to_the_same_integers(tmp_path, config):
     model = llama()
-    quantize_(
-        model, QATConfig(IntxWeightOnlyConfig("int4", PerGroup(32)), step="prepare"), lambda m, path: "embed" in path
-    )
+    quantize_(model, QATConfig(INT4, step="prepare"), lambda module, path: "embed" in path)
     quantize_(model, QATConfig(config, step="prepare"))
     train(model, 2)
     loaded = reloaded(model, tmp_path)
@@ -133,6 +133,31 @@ def test_a_llama_can_be_loaded_into_one(tmp_path):
     assert into(TOKENS).data.tobytes() == model(TOKENS).data.tobytes()
     with pytest.raises(ValueError, match=r"(?s)model does not fit .*: the file has a Llama, got a Sequential"):
         minquant.load(tmp_path / "model", into=nn.Sequential())
+
+
+@pytest.mark.parametrize("form", ["light", "merged"])
+def test_adapters_go_on(tmp_path, form):
+    model = llama()
+    add_lora_(model, 2, 4.0, form=form, config=INT8_INT4)
+    train(model, 1)
+    loaded = reloaded(model, tmp_path)
+    for m in (model, loaded):
+        train(m, 2)
+    for name, value in model.state_dict().items():
+        assert loaded.state_dict()[name].data.tobytes() == value.data.tobytes()
+
+
+def test_every_class_of_minquants_own_is_found_again():
+    ours = [kind for kind in below(nn.Module) if (name_of_savable(kind) or "").startswith("minquant.")]
+    assert {"Llama", "LoraLinear", "QATLinear"} <= {kind.__name__ for kind in ours}
+    for kind in ours:
+        assert any(f"{kind.__module__}.".startswith(f"{home}.") for home in HOMES), kind
+
+
+def below(kind: type) -> Iterator[type]:
+    for child in kind.__subclasses__():
+        yield child
+        yield from below(child)
 
 
 # ---- damage ------------------------------------------------------------------------------------------------------

@@ -89,6 +89,9 @@ class Int8Storage(Module):
         """Bytes of all that is stored."""
         return sum(buffer.data.nbytes for buffer in self.buffers())
 
+    def extra_repr(self) -> str:
+        return f"{len(self._buffers)} tensors, {self.nbytes:,} bytes"
+
     def _grid(self, key: str) -> QParams:
         scale = getattr(self, _scale_of(key)).data
         return QParams(scale, np.zeros(scale.shape, np.int32), SPEC)

@@ -14,6 +14,12 @@ grid of a token     nothing: every process has the whole token      the same
 Averaging the processes' *ranges* instead is the usual mistake: with an outlier in one part, the average of two largest
 values is not the largest value.
 
+N processes equal, bit for bit and for the whole run, one process that goes through the same parts one after the other
+and adds their gradients in float64 (two processes always; with more the order of a float64 sum shows once in about 2²⁹
+gradients). A plain process adds the rows' gradients in float32, in an order of its own: a difference in the last bit,
+which in float stays one. Rounding the weights makes a whole step of it now and then, and losses part in the third or
+fourth decimal, as they do when one process is given the rows of its batches in another order.
+
 Arrays travel through torch.distributed: gloo between CPUs; gradients by nccl where every process has a GPU of its own.
 Source: Li et al. 2020 (arXiv:2006.15704), section 3, for gradients; torch.nn.parallel.DistributedDataParallel, which
 leaves the observers of the processes apart.
@@ -29,6 +35,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from traceback import clear_frames
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -123,11 +130,11 @@ class Processes:
             elif not isinstance(error, ProcessLostError):
                 self._presence.tell(f"rank {self.rank} stopped{self._when}: {kind.__name__}: {error}")
         finally:
-            if self._in_main_thread:
-                signal.signal(signal.SIGTERM, self._old_handler)
             with suppress(RuntimeError):
                 self._torch.distributed.destroy_process_group()  # the others' operations fail now, and they look why
             self._presence.close()
+            if self._in_main_thread:
+                signal.signal(signal.SIGTERM, self._old_handler)
 
     def _terminated(self, number: int, frame: Any) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
@@ -180,6 +187,7 @@ class Processes:
         except ProcessLostError:
             raise
         except RuntimeError as error:
+            clear_frames(error.__traceback__)  # which would keep connections open that this process is to break off
             reason = self._presence.why(self._when)
             raise ProcessLostError(self._message(reason or f"every process answers, and yet: {error}")) from None
 
@@ -306,9 +314,9 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
 
 def choose_backend(torch: Any) -> tuple[str, str]:
     """What carries arrays between processes, and the device on which gradients are summed."""
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ["WORLD_SIZE"])
     if torch.cuda.is_available() and local <= torch.cuda.device_count():  # nccl wants a GPU for each process
-        return "cpu:gloo,cuda:nccl", f"cuda:{os.environ.get('LOCAL_RANK', os.environ['RANK'])}"
+        return "cpu:gloo,cuda:nccl", f"cuda:{os.environ.get('LOCAL_RANK') or os.environ['RANK']}"
     return "gloo", "cpu"
 
 

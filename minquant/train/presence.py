@@ -17,6 +17,7 @@ __all__ = ["Presence", "ProcessLostError"]
 
 PAUSES = (0.0, 0.1, 0.3, 1.0, 3.0)  # seconds before each look: connections may break a little before the door closes
 KNOCK_SECONDS = 2.0  # for which a knock waits, where a whole machine is gone
+LINGER = 2.0  # seconds in which the others find this door open, where they cannot read why it closes
 REASON = "minquant/end"
 
 
@@ -38,6 +39,7 @@ class Presence:
         host = "127.0.0.1" if one_machine else socket.gethostname()
         self.card = f"{host} {self.door.getsockname()[1]} {os.getpid()}"
         self.cards: list[str] = []
+        self.store_is_gone = False  # with process 0, unless torchrun keeps it
 
     def meet(self, cards: list[str]) -> None:
         """Takes the cards of all processes, by rank."""
@@ -58,7 +60,8 @@ class Presence:
         """Writes down why the run ends, unless another process did before; returns what stands there then."""
         try:
             return self.store.compare_set(REASON, "", reason).decode()
-        except RuntimeError:  # the store was kept by a process that is gone
+        except RuntimeError:
+            self.store_is_gone = True
             return reason
 
     def _read(self) -> str:
@@ -68,7 +71,9 @@ class Presence:
             return ""
 
     def close(self) -> None:
-        """Closes the door: this process leaves."""
+        """Closes the door: this process leaves. (After the others could notice that joint operations fail.)"""
+        if self.store_is_gone:
+            time.sleep(LINGER)
         self.door.close()
 
 

@@ -195,9 +195,9 @@ def _table(args: argparse.Namespace) -> int:
     _print_rows(console, table.rows)
     _print_recovery(console, table)
     if args.plots:
-        from minquant.train.plots import recovery_by_bits
+        from minquant.train.plots import recovery_by_scheme
 
-        console.print(f"picture written to {recovery_by_bits(table, Path(args.plots) / 'recovery.png')}")
+        console.print(f"picture written to {recovery_by_scheme(table, Path(args.plots) / 'recovery.png')}")
     seconds = time.perf_counter() - started
     _finish(
         args, console, {"rows": table.rows, "recovery": table.recovery, "float_seconds": table.float_seconds}, seconds

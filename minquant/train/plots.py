@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from minquant.demos.plots import FAINT, FLOAT, MINQUANT, figure, note
 from minquant.train.table import Table
 
-__all__ = ["loss_curve", "recovery_by_bits"]
+__all__ = ["loss_curve", "recovery_by_scheme"]
 
 SMOOTHING = 50  # steps that the drawn mean looks back
 
@@ -41,8 +40,8 @@ def loss_curve(losses: list[float], path: str | os.PathLike[str]) -> Path:
     return Path(path)
 
 
-def recovery_by_bits(table: Table, path: str | os.PathLike[str]) -> Path:
-    """Nats that rounding costs, and what is left of them after QAT, for each scheme.
+def recovery_by_scheme(table: Table, path: str | os.PathLike[str]) -> Path:
+    """How much of what rounding costs QAT gives back, mean ± standard deviation over the seeds; and the figure.
 
     Args:
         table: what `make_table` measured.
@@ -51,18 +50,16 @@ def recovery_by_bits(table: Table, path: str | os.PathLike[str]) -> Path:
     Returns:
         The path.
     """
-    with figure(path, (8.6, 4.6)) as (_, axis):
+    with figure(path, (8.6, 4.2)) as (drawing, axis):
         for y, entry in enumerate(table.recovery):
-            cost, left = entry["cost"], entry["cost"] * (1 - (entry["mean"] or 0))
-            shown: dict[str, Any] = {"color": FLOAT, "lw": 1, "zorder": 1}
-            axis.plot([max(left, 1e-4), cost], [y, y], **shown)
-            axis.plot(cost, y, "o", color=MINQUANT, mfc="white", ms=8)
-            axis.plot(max(left, 1e-4), y, "o", color=MINQUANT, ms=8)
-            note(axis, f"{entry['mean']:.0%}" if entry["mean"] is not None else "–", (cost, y), (10, 0))
+            axis.plot([100 * entry["figure"]] * 2, [y - 0.3, y + 0.3], color=FLOAT, lw=1.2, ls=(0, (5, 3)))
+            if entry["mean"] is not None:
+                mean, spread = 100 * entry["mean"], 100 * (entry["std"] or 0)
+                axis.errorbar(mean, y, xerr=spread, color=MINQUANT, marker="o", ms=7, capsize=4)
+                note(axis, f"{mean:.0f}% of {entry['cost']:.3f} nats", (mean, y), (0, 13), ha="center")
         axis.set_yticks(range(len(table.recovery)), [entry["name"] for entry in table.recovery])
-        axis.invert_yaxis()
-        axis.set_xscale("log")
-        axis.set(xlabel="nats per token lost against float (open: rounded; full: trained with the rounding)")
-        axis.set_title("What rounding costs, and how much of it QAT gives back")
-        axis.margins(x=0.15, y=0.1)
+        axis.set_ylim(len(table.recovery) - 0.5, -0.6)
+        axis.set(xlabel="given back by training with the rounding (%); dashed: the figure to reach")
+        axis.margins(x=0.15)
+        drawing.suptitle("What rounding costs, and how much of it QAT gives back", x=0.012, ha="left", weight="bold")
     return Path(path)

@@ -45,12 +45,17 @@ from minquant.quant.grid import range_of
 from minquant.quant.spec import Granularity
 from minquant.tensor import Tensor
 from minquant.train.presence import Presence, ProcessLostError
-from minquant.train.shared import layout, observers_of_activations, refuse_what_needs_the_whole_batch
+from minquant.train.shared import (
+    disagreements,
+    flat,
+    layout,
+    observers_of_activations,
+    refuse_what_needs_the_whole_batch,
+)
 
 __all__ = ["Processes", "ProcessLostError", "Shard"]
 
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-LISTED = 5  # differences that a message names
 
 
 class Shard(NamedTuple):
@@ -274,17 +279,9 @@ class Processes:
         Raises:
             ValueError: the message says which rank has what, and what process 0 has.
         """
-        first, *others = (json.loads(text) for text in self._exchange(json.dumps(dict(_flat(own)))))
-        differences = [
-            f"rank {rank} has {name} = {other.get(name, 'nothing')} where rank 0 has {first.get(name, 'nothing')}"
-            for rank, other in enumerate(others, 1)
-            for name in {**first, **other}
-            if first.get(name) != other.get(name)
-        ]
-        if differences:
-            more = f"\n  and {len(differences) - LISTED} more" if len(differences) > LISTED else ""
-            lines = "\n  ".join(differences[:LISTED])
-            raise ValueError(f"the processes disagree on the {what}:\n  {lines}{more}")
+        tables = [json.loads(text) for text in self._exchange(json.dumps(dict(flat(own))))]
+        if lines := disagreements(tables):
+            raise ValueError(f"the processes disagree on the {what}:\n  " + "\n  ".join(lines))
 
     def check_in_step(self, model: Module) -> None:
         """Refuses models whose parameters and buffers have drifted apart; a checkpoint of one would not be all's.
@@ -301,15 +298,6 @@ def _weighted(parameter: Tensor, weight: float) -> np.ndarray:
     if parameter.grad is None or not weight:
         return np.zeros(parameter.data.size)
     return weight * parameter.grad.data.ravel().astype(np.float64)
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Every value as text, by the names that lead to it."""
-    for name, value in table.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", str(value)
 
 
 def choose_backend(torch: Any) -> tuple[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
@@ -16,9 +16,10 @@ from minquant.quant.spec import PerGroup, PerToken
 from minquant.quant.stubs import GridDropout
 from minquant.train.balancers import MovingAverageLossBalancer
 
-__all__ = ["layout", "observers_of_activations", "refuse_what_needs_the_whole_batch"]
+__all__ = ["disagreements", "flat", "layout", "observers_of_activations", "refuse_what_needs_the_whole_batch"]
 
 WEIGHT = "weight_fake_quant"  # how the paths of what watches a weight begin, under their layer
+LISTED = 5  # differences that a message names
 
 
 def observers_of_activations(model: Module) -> Iterator[Observer]:
@@ -46,6 +47,27 @@ def _settings(module: Any) -> str:
     if isinstance(module, Observer):  # whose repr is what it saw
         return f"{type(module).__name__}({module.spec}, {getattr(module, 'averaging_constant', '')})"
     return f"{type(module).__name__}({module.extra_repr()})"
+
+
+def flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every value as text, by the names that lead to it."""
+    for name, value in table.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", str(value)
+
+
+def disagreements(tables: Sequence[Mapping[str, str]]) -> list[str]:
+    """A line for each difference between what rank 0 has by name and what another rank has; the first few."""
+    first, *others = tables
+    lines = [
+        f"rank {rank} has {name} = {other.get(name, 'nothing')} where rank 0 has {first.get(name, 'nothing')}"
+        for rank, other in enumerate(others, 1)
+        for name in {**first, **other}
+        if first.get(name) != other.get(name)
+    ]
+    return lines if len(lines) <= LISTED else [*lines[:LISTED], f"and {len(lines) - LISTED} more"]
 
 
 def refuse_what_needs_the_whole_batch(model: Module) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minquant.autograd import Function, by_channel, total
+from minquant.autograd import Function, by_channel, total, unbroadcast
 from minquant.functional.movement import reshape
 from minquant.functional.windows import per_axis
 from minquant.kernels.choice import compiled
@@ -91,11 +91,16 @@ class StandardizeBy(Function):
 
 
 class RMSNorm(Function):
-    """y = x / √(mean(x²) + ε) over `axes`; dL/dx = (g − y mean(g y)) / √(mean(x²) + ε)."""
+    """y = n w, n = x / √(mean(x²) + ε) over the last axes, those of w; w may be left out.
+
+    With h = g w: dL/dx = (h − n mean(h n)) / √(mean(x²) + ε); dL/dw = Σ g n over the other axes.
+    """
 
     floats_only = True
 
-    def forward(self, x: np.ndarray, axes: tuple[int, ...], eps: float | None) -> np.ndarray:
+    def forward(
+        self, x: np.ndarray, weight: np.ndarray | None = None, *, axes: tuple[int, ...], eps: float | None
+    ) -> np.ndarray:
         self.axes, eps = axes, float(np.finfo(x.dtype).eps) if eps is None else eps
         rows, kernels = _in_blocks(x, axes)
         if kernels:
@@ -105,11 +110,17 @@ class RMSNorm(Function):
             wide = x.astype(np.float64)
             self.scale = 1 / np.sqrt(_mean(wide * wide, axes) + eps)
             out = (wide * self.scale).astype(x.dtype)
-        self.save(out)
-        return out
+        self.save(out, weight)
+        return out if weight is None else out * weight
 
-    def backward(self, grad: np.ndarray) -> np.ndarray:
-        (out,) = self.saved
+    def backward(self, grad: np.ndarray) -> np.ndarray | tuple[np.ndarray | None, ...]:
+        out, weight = self.saved
+        if weight is None:
+            return self._by_x(grad, out)
+        by_weight = unbroadcast(grad * out, weight.shape) if self.needs_grad[1] else None
+        return self._by_x(grad * weight, out) if self.needs_grad[0] else None, by_weight
+
+    def _by_x(self, grad: np.ndarray, out: np.ndarray) -> np.ndarray:
         rows, kernels = _in_blocks(grad, self.axes)
         if kernels and out.dtype == np.float32:
             y = out.reshape(rows[0].shape)
@@ -276,7 +287,8 @@ def rms_norm(
     Source: Zhang and Sennrich 2019, eq. 4; torch.nn.functional.rms_norm, torch 2.13.
     """
     axes = _last_axes("rms_norm", input, normalized_shape, weight=weight)
-    return _affine(RMSNorm.apply(input, axes=axes, eps=eps), weight, None)
+    inputs = (input,) if weight is None else (input, weight)
+    return RMSNorm.apply(*inputs, axes=axes, eps=eps)
 
 
 def _last_axes(

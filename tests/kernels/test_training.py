@@ -256,15 +256,18 @@ def test_attention(heads, steps, keys, causal, seed, how):
 
 @pytest.mark.parametrize("shape", [(3, 5, 9), (200,), (2, 70, 8)])
 def test_rms_norm(shape):
-    """As `test_batch_norm`: at most a step apart, at the size of the numbers whose difference a gradient is."""
+    """As `test_batch_norm`: at most a step apart, at the size of the numbers whose differences and sums gradients are.
+
+    A weight times what is a step apart: two steps.
+    """
     rng = np.random.default_rng(0)
     x, gradient = (rng.standard_normal(shape).astype(F32) + F32(3) for _ in range(2))
 
     def compute():
-        tensor = Tensor(x, requires_grad=True)
-        out = functional.rms_norm(tensor, shape[-1])
+        tensor, weight = Tensor(x, requires_grad=True), Tensor(x.reshape(-1, shape[-1])[0], requires_grad=True)
+        out = functional.rms_norm(tensor, shape[-1], weight)
         out.backward(gradient)
-        return out.data, tensor.grad.data
+        return out.data, tensor.grad.data, weight.grad.data
 
     for ours, numpys in zip(*both(compute), strict=True):
         scale = np.maximum(abs(ours), abs(numpys)).max()

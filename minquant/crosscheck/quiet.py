@@ -19,10 +19,11 @@ PYTHON_NOTICES = (
     (UserWarning, "Please use quant_min and quant_max to specify the range"),
     (UserWarning, "torch.quantize_per_tensor, torch.quantize_per_channel and other quantized tensor"),
     (UserWarning, "Default qconfig of oneDNN backend with reduce_range of false"),
+    (UserWarning, "Deprecation: TorchAODType is deprecated"),
 )
-"""(category, beginning) of torch 2.13's notices: deprecations, and that sums may saturate on this processor.
+"""(category, beginning) of torch 2.13's and torchao's notices: deprecations, and that sums may saturate here.
 
-The last is what the dialects "fbgemm_avx2" and "onednn_avx2" compute (`minquant.crosscheck.processor`).
+The latter is what the dialects "fbgemm_avx2" and "onednn_avx2" compute (`minquant.crosscheck.processor`).
 """
 
 NATIVE_NOTICE = b"qnnpack incorrectly ignores reduce_range"

@@ -20,8 +20,10 @@ from . import (
     primitives,
     randoms,
     saturation,
+    torchao_configs,
     torchao_linears,
     torchao_primitives,
+    torchao_qat,
     torchao_rules,
 )
 
@@ -34,6 +36,8 @@ CHECKS: tuple[Check, ...] = (
     *torchao_rules.CHECKS,
     *torchao_primitives.CHECKS,
     *torchao_linears.CHECKS,
+    *torchao_configs.CHECKS,
+    *torchao_qat.CHECKS,
     *fake_quant.CHECKS,
     *lsq.CHECKS,
     *matmul.CHECKS,

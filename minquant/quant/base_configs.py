@@ -181,7 +181,8 @@ class Int4WeightOnlyConfig(BaseConfig):
     Args:
         group_size: weights that share scale and zero point; must divide in_features.
 
-    Source: tinygemm's functions in torchao.quantization.quant_primitives, torchao 0.18, in float32.
+    Source: tinygemm's functions in torchao.quantization.quant_primitives, torchao 0.18, in float32. In training torchao
+    rounds ``(x - min)/s``, and its tinygemm ``(x - (z - 8·s))/s``; ties may differ by one. Here both are the latter.
     """
 
     group_size: int = 128

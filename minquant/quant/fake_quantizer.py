@@ -33,7 +33,7 @@ from .dialects import tinygemm
 from .dialects.torchao import MAPPINGS, TINY, choose_qparams_with_min_max
 from .fake_quant import FakeQuantize
 from .fixed_observer import FixedQParamsObserver
-from .grid import fake_quantize, float_array, range_of
+from .grid import float_array, range_of, round_to_own_grid
 from .observers import MinMaxObserver
 from .qtensor import QTensor, quantize
 from .spec import Granularity, PerChannel, PerGroup, PerToken, QParams, QSpec
@@ -228,9 +228,7 @@ class FakeQuantizerBase(Module):
     def round(self, x: Tensor) -> Tensor:
         """`forward` while enabled."""
         values = float_array(x, type(self).__name__)
-        qparams = self.grid(values)
-        ends = range_of(values, qparams.spec.granularity) if values.size else (None, None)
-        return fake_quantize(x, qparams, *ends)
+        return round_to_own_grid(x, self.grid(values))
 
     def quantized(self, x: Tensor) -> QTensor:
         """The integers behind `round`: what conversion takes."""
@@ -282,7 +280,13 @@ def make_fake_quantizer(config: Any) -> Any:
 
 @register_fake_quantizer(IntxFakeQuantizeConfig)
 class IntxFakeQuantizer(FakeQuantizerBase):
-    """Rounds to the grid of an `IntxFakeQuantizeConfig`; integers equal torchao's, for weights and for activations."""
+    """Rounds to the grid of an `IntxFakeQuantizeConfig`; integers equal torchao's, for weights and for activations.
+
+    For asymmetric weights they are those of torchao's base configs. Its own IntxFakeQuantizer takes the real zero point
+    of tinygemm for an integer there, so that it clips most of the range's one end; QATConfig refuses such base configs.
+
+    Source: torchao.quantization.qat.IntxFakeQuantizer, torchao 0.18.
+    """
 
     def grid(self, x: np.ndarray) -> QParams:
         """What torchao chooses for the range of x; see `minquant.quant.dialects.torchao`."""

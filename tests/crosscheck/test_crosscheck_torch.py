@@ -16,8 +16,8 @@ from minquant.commands import output
 from minquant.crosscheck import checks, ours
 from minquant.crosscheck.processor import dialect_of
 from minquant.crosscheck.suite import Check, select
-from minquant.quant import fake_quant, grid
-from minquant.quant.dialects import fbgemm, qnnpack
+from minquant.quant import fake_quant, fake_quantizer, grid
+from minquant.quant.dialects import fbgemm, qnnpack, torchao
 from minquant.quant.dialects.base import codes_on
 
 
@@ -98,6 +98,15 @@ FAULTS = {
     "a range that is not averaged": (
         (fake_quant.FakeQuantize, "observe", lambda self, x: None),
         "fake quantizer/plain",
+        None,
+    ),
+    "a mapping that is not looked at": (
+        (
+            fake_quantizer,
+            "choose_qparams_with_min_max",
+            lambda low, high, spec, mapping, eps: torchao.choose_qparams_with_min_max(low, high, spec, None, eps),
+        ),
+        "torchao/quantize_ *intx *only",  # a third of its cases names the mapping that clips nothing
         None,
     ),
     "integers in another shape": (

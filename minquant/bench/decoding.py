@@ -7,6 +7,7 @@ as int4 in groups of 32 with int8 inputs. In turn, some tokens each, so that noi
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 
@@ -43,7 +44,7 @@ def int4(model: Llama) -> Llama:
 def model_bytes(model: Module) -> int:
     """Bytes of parameters and integers, with their scales; what is shared counts once."""
     arrays = {id(p): p.data.nbytes for p in model.parameters()}
-    weights = (vars(module).get("weight") for module in model.modules())
+    weights: list[Any] = [vars(module).get("weight") for module in model.modules()]
     arrays |= {id(weight): weight.nbytes for weight in weights if hasattr(weight, "int_repr")}
     return sum(arrays.values())
 

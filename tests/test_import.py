@@ -25,6 +25,6 @@ def probe() -> tuple[float, list[str]]:
 
 
 def test_importing_minquant_is_cheap_and_loads_no_large_library() -> None:
-    share, modules = min(probe() for _ in range(5))  # the first one compiles, and other work on the machine disturbs some
+    share, modules = min(probe() for _ in range(5))  # the first one compiles, others may be disturbed
     assert HEAVY & set(modules) == set()
     assert share <= 0.6  # of the processor time that importing NumPy takes

@@ -22,7 +22,7 @@ fourth decimal, as they do when one process is given the rows of its batches in 
 
 Arrays travel through torch.distributed: gloo between CPUs; gradients by nccl where every process has a GPU of its own.
 Source: Li et al. 2020 (arXiv:2006.15704), section 3, for gradients; torch.nn.parallel.DistributedDataParallel, which
-leaves the observers of the processes apart.
+copies the first process's buffers to the others before each forward pass: what their observers saw is lost.
 """
 
 from __future__ import annotations

@@ -184,7 +184,8 @@ def _check_trains(student: Module) -> None:
     if not any(parameter.requires_grad for parameter in student.parameters()):
         raise ValueError(
             "DistillationModel: the student has no parameter that requires a gradient, so nothing could learn; "
-            "distill the float or the prepared model and convert afterwards"
+            "distill the float or the prepared model and convert afterwards, and thaw the copy of a frozen teacher, "
+            "student.requires_grad_()"
         )
 
 

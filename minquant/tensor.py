@@ -59,6 +59,7 @@ class Tensor:
         grad: dL/d(this tensor) after `backward()`, a Tensor or None.
         grad_fn: the Function that made it, None for a leaf.
         qparams: the quantization grid on which its values lie, if they lie on one.
+        integers: those behind the values, where whoever rounded them kept them.
 
     Raises:
         TypeError: data that is neither float32, float64, integer nor bool.
@@ -72,6 +73,7 @@ class Tensor:
         self.grad: Tensor | None = None
         self.grad_fn: Function | None = None
         self.qparams: QParams | None = None
+        self.integers: np.ndarray | None = None
         # Counts in-place changes; a list, which views share.
         self._version: list[int] = data._version if isinstance(data, Tensor) else [0]
         self._is_view = False  # of a tensor in the graph
@@ -258,7 +260,7 @@ class Tensor:
     def mark_changed(self) -> Tensor:
         """Say that `data` was written to, so that backward refuses to go through it; returns self."""
         self._version[0] += 1
-        self.qparams = None
+        self.qparams = self.integers = None
         return self
 
     def copy_(self, source: TensorLike) -> Tensor:

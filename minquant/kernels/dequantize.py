@@ -54,11 +54,10 @@ def _kernel(real_of: Callable[..., Any], bits: int, signed: bool) -> Callable[..
         mark  # noqa: B018 (see elements.py)
         for row in range(first, last):
             s, z = scale[row % len(scale)], zero_point[row % len(scale)]
-            codes, values = packed[row * length // each : (row + 1) * length // each], out[row * length :]
-            for i in range(len(codes)):
-                code = np.int32(codes[i])
-                for j in range(each):
-                    integer = (((code >> (bits * j)) & mask) ^ half) - half
-                    values[i * each + j] = real_of(np.float32(integer), s, z)
+            codes = packed[row * length // each : (row + 1) * length // each]
+            values = out[row * length : (row + 1) * length]
+            for i in range(length):
+                code = np.int32(codes[i // each]) >> (i % each * bits)
+                values[i] = real_of(np.float32(((code & mask) ^ half) - half), s, z)
 
     return kernel

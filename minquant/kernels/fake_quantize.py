@@ -21,7 +21,7 @@ from numba import njit
 from minquant.kernels.elements import fingerprint, prepare
 from minquant.kernels.threads import in_parts
 
-__all__ = ["all_finite", "masked", "min_max", "round_to_grid", "to_integers"]
+__all__ = ["all_finite", "masked", "min_max", "round_to_grid", "rounded_and_integers", "to_integers"]
 
 Rule: TypeAlias = Callable[..., Any]
 Grid: TypeAlias = tuple[Any, ...]
@@ -105,6 +105,46 @@ def _coding(to_code: Rule) -> Callable[..., bool]:
                 nans += np.int32(v != v)
                 code = qmin if code < qmin else code
                 codes[i] = np.int32(qmax if code > qmax else code)
+            first = end
+        return nans > 0
+
+    return kernel
+
+
+def rounded_and_integers(
+    x: np.ndarray, grid: Grid, dtype: np.dtype, rules: tuple[Rule, Rule]
+) -> tuple[np.ndarray, np.ndarray, bool]:
+    """``real_of(clip(to_code(x)))``, the ``clip(to_code(x))`` as `to_integers` has them, and whether x holds NaN."""
+    out, integers = np.empty(x.shape, np.float32), np.empty(x.shape, dtype)
+    bits = integers.reshape(-1).view(np.uint8 if integers.itemsize == 1 else np.uint16)
+    kernel, arguments = _both(*rules), (x.reshape(-1), out.reshape(-1), bits, *grid)
+    nans: list[bool] = []
+    in_parts(lambda first, last: nans.append(kernel(*arguments, first, last)), x.size, ROUND * x.size)
+    return out, integers, any(nans)
+
+
+@cache
+def _both(to_code: Rule, real_of: Rule) -> Callable[..., bool]:
+    mark = fingerprint(to_code, real_of)
+    to_code, real_of = prepare(to_code), prepare(real_of)
+
+    @njit(cache=True, nogil=True)
+    def kernel(x, out, integers, length, inverse, scale, zero_point, qmin, qmax, first, last):  # type: ignore[no-untyped-def]
+        mark  # noqa: B018 (see elements.py)
+        nans = np.int32(0)
+        while first < last:
+            row = first // length
+            end, c = min(last, (row + 1) * length), row % len(scale)
+            inv, s, z = inverse[c], scale[c], zero_point[c]
+            values, rounded, codes = x[first:end], out[first:end], integers[first:end]
+            for i in range(len(values)):
+                v = values[i]
+                code = to_code(v, inv, z)
+                nans += np.int32(v != v)
+                code = qmin if code < qmin else code
+                code = qmax if code > qmax else code
+                rounded[i] = real_of(code, s, z)
+                codes[i] = np.int32(code)
             first = end
         return nans > 0
 

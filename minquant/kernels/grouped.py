@@ -124,7 +124,7 @@ def _kernel(place: int, rows: int, bits: int, affine: bool, rule: Callable[..., 
         out: np.ndarray,
     ) -> None:
         mark  # noqa: B018 (see elements.py)
-        (M, N), row_bytes = out.shape, x.shape[1]
+        (M, N), row_bytes, flat = out.shape, x.shape[1], out.reshape(-1)
         nothing, acc = np.zeros(columns, np.int32), np.empty(GROUPS * rows * columns, np.int32)
         y = np.empty(rows * columns, np.float32)
         for p in range(first, last):
@@ -165,8 +165,12 @@ def _kernel(place: int, rows: int, bits: int, affine: bool, rule: Callable[..., 
                                     exact = exact - total
                                 result = rule(to_float32(exact), scale, load_vector(place, scales, of), result)
                             store_vector(result, y, i * columns + j)
+                there = min(columns, N - p * columns)
                 for i in range(min(rows, M - top)):
-                    for n in range(min(columns, N - p * columns)):
+                    for j in range(0, there - there % lanes, lanes):
+                        sum_ = load_vector(place, y, i * columns + j) + load_vector(place, bias, p * columns + j)
+                        store_vector(sum_, flat, (top + i) * N + p * columns + j)
+                    for n in range(there - there % lanes, there):
                         out[top + i, p * columns + n] = y[i * columns + n] + bias[p * columns + n]
 
     return kernel

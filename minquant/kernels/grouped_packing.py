@@ -126,9 +126,9 @@ def _fill(
 ) -> None:
     for m in range(qx.shape[0]):
         for g in range(totals.shape[1]):
-            total = np.int64(0)
+            values, to, total = qx[m, g * size : (g + 1) * size], x[m, g * width :], np.int32(0)
             for k in range(size):
-                value = np.int64(qx[m, g * size + k])
-                x[m, g * width + k] = value + shift
+                value = np.int32(values[k])
+                to[k] = value + np.int32(shift)
                 total += value
             totals[m, g] = total - size * zeros[m]

@@ -144,6 +144,19 @@ def rounded(x: np.ndarray, qparams: QParams) -> np.ndarray:
     return out
 
 
+def rounded_and_integers(x: np.ndarray, qparams: QParams) -> tuple[np.ndarray, np.ndarray]:
+    """`rounded` and `to_integers` of float32 values; errors as theirs."""
+    kernels = compiled("fake_quantize", x.size)
+    if not kernels:
+        integers = to_integers(x, qparams)
+        return to_real(integers, qparams), integers
+    grid, dtype, rules = kernel_grid(x, qparams), qparams.spec.dtype, (to_code, real_of)
+    out, integers, has_nan = kernels.rounded_and_integers(np.asarray(x, order="C"), grid, dtype, rules)
+    if has_nan:
+        refuse_nan(x)
+    return out, integers
+
+
 def refuse_nan(x: np.ndarray) -> None:
     """Refuses NaN, which a cast would turn into some integer.
 
@@ -226,6 +239,27 @@ class RoundToGrid(Function):
         if kernels and grad.dtype == np.float32:
             return kernels.masked(np.asarray(grad, order="C"), inside)
         return grad * inside
+
+
+class StraightThrough(Function):
+    """`values` in the place of x, whose gradient passes unchanged."""
+
+    def forward(self, x: np.ndarray, values: np.ndarray) -> np.ndarray:
+        return values.astype(x.dtype, copy=False)
+
+    def backward(self, grad: np.ndarray) -> np.ndarray:
+        return grad
+
+
+def round_to_own_grid(x: Tensor, qparams: QParams) -> Tensor:
+    """`fake_quantize` on a grid that was chosen from x itself, in whose range all of x lies: every gradient passes.
+
+    The result keeps its integers, for whoever multiplies them.
+    """
+    values, integers = rounded_and_integers(float_array(x, "fake_quantize"), qparams)
+    out = StraightThrough.apply(x, values=values)
+    out.qparams, out.integers = qparams, integers
+    return out
 
 
 def straight_through_range(x_min: np.ndarray, x_max: np.ndarray, spec: QSpec) -> tuple[np.ndarray, np.ndarray]:

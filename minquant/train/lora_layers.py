@@ -27,6 +27,9 @@ from minquant.tensor import Function, Tensor
 
 __all__ = ["LoraLinear", "LoraLinearBase", "MergedLoraLinear"]
 
+BLOCK = 256
+"""Rows whose products stay in the cache until they are added."""
+
 
 class LoraLinearBase:
     """What both forms share: A and B, and α/r."""
@@ -164,7 +167,7 @@ class LightProduct(Function):
         rows = x.reshape(-1, x.shape[-1])
         y = base(rows).data
         inner = (rows @ a.T) * np.float32(scaling)  # (M, K) @ (K, r)
-        y += inner @ b.T  # (M, r) @ (r, N)
+        add_product(y, inner, b.T)  # (M, r) @ (r, N)
         self.save(x, a, b, inner)
         self.weight, self.scaling = base.weight, scaling
         return y.reshape(*x.shape[:-1], -1)
@@ -176,6 +179,12 @@ class LightProduct(Function):
         by_x = None
         if self.needs_grad[0]:
             by_x = grad_rows @ self.weight.dequantize()  # (M, N) @ (N, K)
-            by_x += by_inner @ a
+            add_product(by_x, by_inner, a)  # (M, r) @ (r, K)
             by_x = by_x.reshape(x.shape)
         return by_x, by_inner.T @ rows, grad_rows.T @ inner
+
+
+def add_product(out: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
+    """``out += a @ b``, a few rows after another."""
+    for first in range(0, len(out), BLOCK):
+        out[first : first + BLOCK] += a[first : first + BLOCK] @ b

@@ -142,10 +142,7 @@ class Reference(Dialect):
         """The integer arithmetic forward, the float Linear's gradient backward."""
         if x.qparams is None or weight.qparams is None:  # fake-quantization is switched off for one of them
             return functional.linear(x, weight, bias)
-        zeros = np.zeros(weight.shape[0], np.float32)
-        return IntegerLinear.apply(
-            x, weight, zeros if bias is None else bias, x_grid=x.qparams, w_grid=weight.qparams, dialect=self
-        )
+        return integer_linear(x, weight, bias, self)
 
     def qat_conv(self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
         """The integer arithmetic forward, the float convolution's gradient backward."""
@@ -170,8 +167,15 @@ def codes(acc: Any, x_scale: Any, w_scale: Any, bias: Any, inverse: Any, zero_po
     return to_code(real(acc, x_scale, w_scale, bias), inverse, zero_point)
 
 
+def integer_linear(x: Tensor, weight: Tensor, bias: Tensor | None, dialect: Dialect) -> Tensor:
+    """``y = x̂ ŵᵀ + b`` of values on grids, in the dialect's integer arithmetic."""
+    shift = np.zeros(weight.shape[0], np.float32) if bias is None else bias
+    grids = {"x_grid": x.qparams, "w_grid": weight.qparams}
+    return IntegerLinear.apply(x, weight, shift, **grids, qx=x.integers, qw=weight.integers, dialect=dialect)
+
+
 class IntegerLinear(Function):
-    """``y = x̂ ŵᵀ + b``, computed on the integers behind x̂ and ŵ."""
+    """``y = x̂ ŵᵀ + b``, computed on the integers behind x̂ and ŵ: those given, or those that the values lie on."""
 
     def forward(
         self,
@@ -180,12 +184,15 @@ class IntegerLinear(Function):
         bias: np.ndarray,
         x_grid: QParams,
         w_grid: QParams,
+        qx: np.ndarray | None,
+        qw: np.ndarray | None,
         dialect: Dialect,
     ) -> np.ndarray:
         self.save(x, weight)
         # Quantizing a value that lies on the grid gives its integer back: the three roundings on the way move it
         # by less than 2^-21 of itself, far below the half step that would change the integer.
-        qx, qw = grid.to_integers(x, x_grid), grid.to_integers(weight, w_grid)
+        qx = grid.to_integers(x, x_grid) if qx is None else qx
+        qw = grid.to_integers(weight, w_grid) if qw is None else qw
         x_scale, zx = (terms.reshape(-1, 1) if terms.ndim else terms for terms in x_grid.expand(x.shape))
         y = dialect.real_output(qx.reshape(-1, x.shape[-1]), x_scale, zx, qw, w_grid, bias)
         return y.reshape(*x.shape[:-1], len(weight))  # (…, N)
@@ -195,7 +202,7 @@ class IntegerLinear(Function):
         rows, grad_rows = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
         by_x, by_weight, by_bias = self.needs_grad
         return (
-            grad @ weight if by_x else None,
+            (grad_rows @ weight).reshape(x.shape) if by_x else None,
             grad_rows.T @ rows if by_weight else None,
             total(grad_rows, 0) if by_bias else None,
         )

@@ -32,7 +32,7 @@ from ..qtensor import QTensor
 from ..spec import SMALLEST_NORMAL, PerChannel, PerGroup, PerToken, QParams, QSpec
 from .base import Dialect, Factory
 from .onednn import real
-from .reference import IntegerLinear
+from .reference import integer_linear
 
 __all__ = ["IntxWeightObserver", "Torchao", "choose_qparams", "choose_qparams_with_min_max", "fake_quantize"]
 
@@ -236,8 +236,7 @@ class Torchao(Dialect):
         x_grid, w_grid = x.qparams, weight.qparams
         if x_grid is None or w_grid is None or not x_grid.spec.symmetric:
             return super().qat_linear(x, weight, bias)
-        shift = np.zeros(weight.shape[0], F32) if bias is None else bias
-        return IntegerLinear.apply(x, weight, shift, x_grid=x_grid, w_grid=w_grid, dialect=self)
+        return integer_linear(x, weight, bias, self)
 
     def check_weight(self, spec: QSpec) -> None:
         """Every weight grid of up to 8 bits has its arithmetic here."""

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from minquant import manual_seed
 from minquant.bench.timing import in_turn, paired
-from minquant.lm import Llama, LlamaConfig
+from minquant.lm import Llama, LlamaConfig, load_tokenizer
 from minquant.optim import AdamW
 from minquant.quant import Int8DynamicActivationIntxWeightConfig, PerGroup, QATConfig, quantize_
+from minquant.train.config import Config
 from minquant.train.loop import next_token_loss
 from minquant.train.lora import add_lora_
 
@@ -25,7 +27,7 @@ __all__ = ["KINDS", "SIZES", "Size", "peak_bytes", "step_of"]
 CONFIG = Int8DynamicActivationIntxWeightConfig("int4", PerGroup(32))
 RANK, ALPHA = 8, 16.0
 KINDS = ("light LoRA-QAT", "full QAT", "float")
-BUDGET = 40.0
+BUDGET = 15.0
 """Seconds a size."""
 
 
@@ -37,21 +39,20 @@ class Size(NamedTuple):
     tokens: int
 
 
-def _size(vocab: int, width: int, inside: int, layers: int, heads: int, windows: int, tokens: int) -> Size:
-    sizes: dict[str, Any] = {
-        "vocab_size": vocab,
-        "hidden_size": width,
-        "intermediate_size": inside,
-        "num_hidden_layers": layers,
-    }
-    config = LlamaConfig(**sizes, num_attention_heads=heads, max_position_embeddings=tokens)
-    return Size(config, windows, tokens)
+def _of_the_table() -> Size:
+    config = Config()
+    sizes: dict[str, Any] = asdict(config.model)
+    vocab = load_tokenizer(config.tokenizer).vocab_size
+    longest = config.context
+    return Size(LlamaConfig(vocab, **sizes, max_position_embeddings=longest), config.batch_size, longest)
 
 
-SIZES = {
-    "products dominate": _size(2048, 512, 1536, 6, 8, windows=8, tokens=64),
-    "the table's": _size(1024, 128, 384, 4, 4, windows=16, tokens=128),
-}
+def _wide(windows: int, tokens: int) -> Size:
+    sizes = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 8}
+    return Size(LlamaConfig(vocab_size=2048, **sizes, max_position_embeddings=tokens), windows, tokens)  # type: ignore[arg-type]
+
+
+SIZES = {"width 512": _wide(4, 32), "width 512, four times the batch": _wide(8, 64), "the table's": _of_the_table()}
 
 
 def step_of(kind: str, size: Size) -> Callable[[], object]:

@@ -192,6 +192,16 @@ def test_adapters_are_not_read_into_another_model(tmp_path):
         load_lora_(make_model(), path)
 
 
+@pytest.mark.parametrize("form", ["light", "merged"])
+def test_a_model_with_adapters_is_saved_whole(form, tmp_path):
+    model = adapted(form)
+    train(model)
+    minquant.save(model, tmp_path / "model.safetensors")
+    loaded = minquant.load(tmp_path / "model.safetensors")
+    np.testing.assert_array_equal(outputs(loaded), outputs(model), strict=True)
+    assert [p.requires_grad for p in lora_parameters(loaded)] == [True] * 4
+
+
 def test_damaged_files_are_refused(tmp_path):
     path = tmp_path / "adapter.safetensors"
     model = adapted("light")

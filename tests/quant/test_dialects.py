@@ -220,6 +220,6 @@ def test_which_fake_quantizers_the_presets_make():
 
 
 def test_unknown_dialects():
-    names = "reference, fbgemm, x86, fbgemm_avx2, qnnpack, onednn, onednn_avx2, onnx, onnxruntime, torchao"
+    names = "reference, fbgemm, x86, fbgemm_avx2, qnnpack, onednn, onednn_avx2, onnx, onnxruntime, torchao, intx"
     with pytest.raises(ValueError, match=f"backend: expected one of {names}; got 'tflite'"):
         get_dialect("tflite")

@@ -24,7 +24,7 @@ from nbformat import NotebookNode
 
 FOLDER = Path(__file__).resolve().parent
 LARGEST = 400_000
-SECONDS_PER_CELL = 300
+SECONDS_PER_CELL = 600
 TIMED = ("10",)
 """Lessons that measure speed: they run alone, the others side by side where nothing but their outcome is wanted."""
 KERNEL = {

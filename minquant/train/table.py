@@ -69,9 +69,9 @@ class Plan:
     """
 
     config: Config = Config(
-        training=Schedule(steps=1200, lr=6e-3, warmup_steps=50, weight_decay=0.1, betas=(0.9, 0.95))
+        training=Schedule(steps=2400, lr=6e-3, warmup_steps=50, weight_decay=0.1, betas=(0.9, 0.95))
     )
-    further: Schedule = Schedule(steps=300, lr=2e-3, warmup_steps=10, weight_decay=0.1, betas=(0.9, 0.95))
+    further: Schedule = Schedule(steps=500, lr=1e-3, warmup_steps=10, weight_decay=0.1, betas=(0.9, 0.95))
     seeds: Sequence[int] = (0, 1, 2)
     schemes: Sequence[Scheme] = SCHEMES
 

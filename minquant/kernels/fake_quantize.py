@@ -21,7 +21,7 @@ from numba import njit
 from minquant.kernels.elements import fingerprint, prepare
 from minquant.kernels.threads import in_parts
 
-__all__ = ["all_finite", "masked", "min_max", "round_to_grid", "rounded_and_integers", "to_integers"]
+__all__ = ["all_finite", "masked", "min_max", "round_to_grid", "rounded_and_integers", "to_integers", "to_own_grids"]
 
 Rule: TypeAlias = Callable[..., Any]
 Grid: TypeAlias = tuple[Any, ...]
@@ -147,6 +147,53 @@ def _both(to_code: Rule, real_of: Rule) -> Callable[..., bool]:
                 codes[i] = np.int32(code)
             first = end
         return nans > 0
+
+    return kernel
+
+
+def to_own_grids(
+    x: np.ndarray, dtype: np.dtype, limits: tuple[np.float32, ...], rules: tuple[Rule, Rule]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Integers of each row on the grid for its own range: codes, scales float32 (M,) and zero points int32 (M,).
+
+    Args:
+        x: float32 (M, K).
+        dtype: of the integers, of 8 bits.
+        limits: qmax - qmin, qmin, qmax and the smallest scale.
+        rules: ``terms(lo, hi, *limits)``, the scale and zero point of a range with 0 in it; and ``to_code``.
+
+    Returns:
+        None where a row holds NaN or infinity, or its range is wider than float32.
+    """
+    codes, scale, zero_point = np.empty(x.shape, dtype), np.empty(len(x), np.float32), np.empty(len(x), np.int32)
+    kernel, arguments = _owning(*rules), (x, x.view(np.int32), codes.view(np.uint8), scale, zero_point, *limits)
+    sound: list[bool] = []
+    in_parts(lambda first, last: sound.append(kernel(*arguments, first, last)), len(x), 2 * ROUND * x.size)
+    return (codes, scale, zero_point) if all(sound) else None
+
+
+@cache
+def _owning(terms: Rule, to_code: Rule) -> Callable[..., bool]:
+    mark = fingerprint(terms, to_code)
+    terms, to_code = prepare(terms), prepare(to_code)
+
+    @njit(cache=True, nogil=True)
+    def kernel(x, bits, out, scales, zero_points, steps, qmin, qmax, eps, first, last):  # type: ignore[no-untyped-def]
+        mark  # noqa: B018 (see elements.py)
+        ends = np.zeros((2, 1), np.int32)
+        low, high = ends.view(np.float32)
+        for row in range(first, last):
+            _min_max(bits[row], bits.shape[1], ends)
+            scale, zero_point = terms(min(low[0], np.float32(0)), max(high[0], np.float32(0)), steps, qmin, qmax, eps)
+            if not (abs(low[0]) < np.inf and abs(high[0]) < np.inf and scale < np.inf):
+                return False
+            scales[row], zero_points[row], inverse = scale, np.int32(zero_point), np.float32(1) / scale
+            values, codes = x[row], out[row]
+            for i in range(len(values)):
+                code = to_code(values[i], inverse, zero_point)
+                code = qmin if code < qmin else code
+                codes[i] = np.int32(qmax if code > qmax else code)
+        return True
 
     return kernel
 

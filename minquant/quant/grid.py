@@ -73,9 +73,14 @@ def affine_grid(
     lo: np.ndarray, hi: np.ndarray, qmin: int, qmax: int, eps: np.float32 = EPS
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scale and zero point of the affine grid over ``lo … hi``, a range with 0 in it."""
-    scale = np.maximum((hi - lo) / np.float32(qmax - qmin), eps)
-    zero_point = np.int32(qmin) - np.rint(lo / scale).astype(np.int32)
-    return np.asarray(scale), np.asarray(np.minimum(np.maximum(zero_point, np.int32(qmin)), np.int32(qmax)))
+    scale, zero_point = affine_terms(lo, hi, *(np.float32(v) for v in (qmax - qmin, qmin, qmax)), eps)
+    return np.asarray(scale), np.asarray(zero_point).astype(np.int32)
+
+
+def affine_terms(lo: Any, hi: Any, steps: Any, qmin: Any, qmax: Any, eps: Any) -> tuple[Any, Any]:
+    """Scale, and the zero point as a whole float32, of arrays and of numbers inside kernels."""
+    scale = np.maximum((hi - lo) / steps, eps)
+    return scale, np.minimum(np.maximum(qmin - np.rint(lo / scale), qmin), qmax)
 
 
 def symmetric_scale(lo: np.ndarray, hi: np.ndarray, qmin: int, qmax: int, eps: np.float32 = EPS) -> np.ndarray:
@@ -113,6 +118,24 @@ def to_integers(x: np.ndarray, qparams: QParams, rule: Callable[..., Any] = to_c
     refuse_nan(x)
     spec = qparams.spec
     return np.clip(to_codes(x, *qparams.expand(x.shape), rule), spec.qmin, spec.qmax).astype(spec.dtype)
+
+
+def to_own_grids(x: np.ndarray, spec: QSpec, eps: np.floating) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Integers of each row on the affine grid for its own range, with scales and zero points (…, 1), in one pass.
+
+    None where no kernel runs, or where a row has no grid: whoever asks then goes the way that says why.
+    """
+    kernels = compiled("fake_quantize", x.size)
+    if not kernels or x.dtype != np.float32 or not x.size:
+        return None
+    limits = (*(np.float32(v) for v in (spec.qmax - spec.qmin, spec.qmin, spec.qmax)), np.float32(eps))
+    rows = np.asarray(x, order="C").reshape(-1, x.shape[-1])
+    found = kernels.to_own_grids(rows, spec.dtype, limits, (affine_terms, to_code))
+    if found is None:
+        return None
+    codes, scale, zero_point = found
+    shape = (*x.shape[:-1], 1)
+    return codes.reshape(x.shape), scale.reshape(shape), zero_point.reshape(shape)
 
 
 def kernel_grid(x: np.ndarray, qparams: QParams) -> tuple[Any, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import numpy as np
 import pytest
 
@@ -26,6 +28,7 @@ from minquant.quant import (
     quantize_dynamic,
 )
 from minquant.quant.dialects import get_dialect, tinygemm, torchao
+from minquant.quant.grid import EPS, to_integers, to_own_grids
 
 F32 = np.float32
 INT4 = QSpec(4, symmetric=True)
@@ -51,6 +54,31 @@ def test_grids_of_int4(low, high, mapping, scale, zero_point):
     spec = QSpec(4, symmetric=mapping != "asymmetric")
     grid = torchao.choose_qparams(np.array([low, high], F32), spec, mapping)
     assert grid.scale == pytest.approx(scale, rel=1e-7) and grid.zero_point == zero_point
+
+
+@pytest.mark.parametrize("eps", [torchao.TINY, EPS])
+def test_choosing_and_rounding_in_one_pass_changes_nothing(eps, monkeypatch):
+    monkeypatch.setenv("MINQUANT_BACKEND", "numba")
+    import_module("minquant.kernels.fake_quantize")  # small work does not load numba by itself
+    rng, spec = np.random.default_rng(0), QSpec(granularity=PerToken())
+    for i in range(300):
+        x = (rng.normal(size=rng.integers(1, (6, 70))) * 10.0 ** rng.integers(-44, 37)).astype(F32)
+        x = [x, np.abs(x), -np.abs(x), np.rint(x) / 2, x * F32(0)][i % 5]
+        qparams = torchao.choose_qparams(x, spec, eps=eps)
+        wanted = to_integers(x, qparams), *qparams.expand(x.shape)
+        for ours, plain in zip(to_own_grids(x, spec, eps), wanted, strict=True):
+            assert ours.dtype == plain.dtype
+            np.testing.assert_array_equal(ours, plain)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_row_without_a_grid_is_left_to_the_way_that_says_so(bad, monkeypatch):
+    monkeypatch.setenv("MINQUANT_BACKEND", "numba")
+    import_module("minquant.kernels.fake_quantize")
+    x = np.ones((2, 4), F32)
+    x[1, 2] = bad
+    assert to_own_grids(x, QSpec(granularity=PerToken()), EPS) is None
+    assert to_own_grids(np.array([[-3e38, 3e38]], F32), QSpec(granularity=PerToken()), EPS) is None
 
 
 def test_only_one_symmetric_mapping_clips_the_largest_value():

@@ -174,6 +174,10 @@ class IntxWeightObserver(Observer):
 
 def quantize_at_run_time(x: np.ndarray, spec: QSpec, eps: np.floating) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Integers, scale and zero point on the grid for x's own range, whose scale is eps at least."""
+    if isinstance(spec.granularity, PerToken) and not spec.symmetric:
+        in_one_pass = grid.to_own_grids(x, spec, eps)
+        if in_one_pass:
+            return in_one_pass
     nothing = np.zeros(spec.granularity.qparams_shape(x.shape), F32)
     x_min, x_max = grid.range_of(x, spec.granularity) if x.size else (nothing, nothing)
     qparams = choose_qparams_with_min_max(x_min, x_max, spec, eps=eps)

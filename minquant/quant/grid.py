@@ -73,7 +73,7 @@ def affine_grid(
     lo: np.ndarray, hi: np.ndarray, qmin: int, qmax: int, eps: np.float32 = EPS
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scale and zero point of the affine grid over ``lo … hi``, a range with 0 in it."""
-    scale, zero_point = affine_terms(lo, hi, *(np.float32(v) for v in (qmax - qmin, qmin, qmax)), eps)
+    scale, zero_point = affine_terms(lo, hi, np.float32(qmax - qmin), np.float32(qmin), np.float32(qmax), eps)
     return np.asarray(scale), np.asarray(zero_point).astype(np.int32)
 
 

@@ -27,6 +27,7 @@ LARGEST = 400_000
 SECONDS_PER_CELL = 600
 TIMED = ("10",)
 """Lessons that measure speed: they run alone, the others side by side where nothing but their outcome is wanted."""
+ONE_THREAD = {name: "1" for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MINQUANT_NUM_THREADS")}
 KERNEL = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -107,8 +108,13 @@ def grade_id_of(path: Path, exercise: str) -> str:
 # Execution --------------------------------------------------------------------------------------------------
 
 
-def execute(path: Path) -> NotebookNode:
-    """The lesson's notebook with fresh outputs. Raises LessonError where a cell fails or writes to stderr."""
+def execute(path: Path, settings: dict[str, str] | None = None) -> NotebookNode:
+    """The lesson's notebook with fresh outputs. Raises LessonError where a cell fails or writes to stderr.
+
+    Args:
+        path: its source.
+        settings: environment variables for it.
+    """
     notebook = read_lesson(path)
     client = nbclient.NotebookClient(
         notebook,
@@ -125,6 +131,7 @@ def execute(path: Path) -> NotebookNode:
             "IPYTHONDIR": scratch,
             "PYTHONPATH": os.pathsep.join(filter(None, path_list)),
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+            **(settings or {}),
         }
         environment.pop("MPLBACKEND", None)
         try:
@@ -198,19 +205,20 @@ def main(arguments: list[str] | None = None) -> int:
     alone = [path for path in paths if path.name[:2] in TIMED]
     together = [path for path in paths if path not in alone]
     with ThreadPoolExecutor(os.cpu_count() if options.check else 1) as pool:
-        succeeded = [*pool.map(lambda path: process(path, options.check), together)]
+        settings = ONE_THREAD if options.check else None
+        succeeded = [*pool.map(lambda path: process(path, options.check, settings), together)]
     succeeded += [process(path, options.check) for path in alone]
     return succeeded.count(False)
 
 
-def process(path: Path, only_check: bool) -> bool:
+def process(path: Path, only_check: bool, settings: dict[str, str] | None = None) -> bool:
     """Builds or checks one lesson and says how it went; returns whether it went well."""
     start = time.perf_counter()
     try:
         stale = staleness(path) if only_check else None
         if stale:
             raise LessonError(stale)
-        notebook = execute(path)
+        notebook = execute(path, settings)
         done = "up to date, and it runs" if only_check else f"{write(notebook, path):,} bytes"
         print(f"{path.name}: {done} ({time.perf_counter() - start:.1f} s)", flush=True)
     except LessonError as error:

@@ -160,7 +160,8 @@ def to_own_grids(
         x: float32 (M, K).
         dtype: of the integers, of 8 bits.
         limits: qmax - qmin, qmin, qmax and the smallest scale.
-        rules: ``terms(lo, hi, *limits)``, the scale and zero point of a range with 0 in it; and ``to_code``.
+        rules: ``terms(lo, hi, qmax - qmin, smallest scale)``, the scale of a range with 0 in it and how many steps lo
+            lies from 0; and ``to_code``.
 
     Returns:
         None where a row holds NaN or infinity, or its range is wider than float32.
@@ -184,7 +185,8 @@ def _owning(terms: Rule, to_code: Rule) -> Callable[..., bool]:
         low, high = ends.view(np.float32)
         for row in range(first, last):
             _min_max(bits[row], bits.shape[1], ends)
-            scale, zero_point = terms(min(low[0], np.float32(0)), max(high[0], np.float32(0)), steps, qmin, qmax, eps)
+            scale, below_zero = terms(min(low[0], np.float32(0)), max(high[0], np.float32(0)), steps, eps)
+            zero_point = min(max(qmin - below_zero, qmin), qmax)
             if not (abs(low[0]) < np.inf and abs(high[0]) < np.inf and scale < np.inf):
                 return False
             scales[row], zero_points[row], inverse = scale, np.int32(zero_point), np.float32(1) / scale

@@ -73,14 +73,15 @@ def affine_grid(
     lo: np.ndarray, hi: np.ndarray, qmin: int, qmax: int, eps: np.float32 = EPS
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scale and zero point of the affine grid over ``lo … hi``, a range with 0 in it."""
-    scale, zero_point = affine_terms(lo, hi, np.float32(qmax - qmin), np.float32(qmin), np.float32(qmax), eps)
-    return np.asarray(scale), np.asarray(zero_point).astype(np.int32)
+    scale, below_zero = affine_terms(lo, hi, np.float32(qmax - qmin), eps)
+    zero_point = np.int32(qmin) - below_zero.astype(np.int32)
+    return np.asarray(scale), np.asarray(np.minimum(np.maximum(zero_point, np.int32(qmin)), np.int32(qmax)))
 
 
-def affine_terms(lo: Any, hi: Any, steps: Any, qmin: Any, qmax: Any, eps: Any) -> tuple[Any, Any]:
-    """Scale, and the zero point as a whole float32, of arrays and of numbers inside kernels."""
+def affine_terms(lo: Any, hi: Any, steps: Any, eps: Any) -> tuple[Any, Any]:
+    """Scale, and how many steps ``lo`` lies from 0, of arrays and of numbers inside kernels."""
     scale = np.maximum((hi - lo) / steps, eps)
-    return scale, np.minimum(np.maximum(qmin - np.rint(lo / scale), qmin), qmax)
+    return scale, np.rint(lo / scale)
 
 
 def symmetric_scale(lo: np.ndarray, hi: np.ndarray, qmin: int, qmax: int, eps: np.float32 = EPS) -> np.ndarray:

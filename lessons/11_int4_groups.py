@@ -259,7 +259,7 @@ back = {}
 for granularity in (PerTensor(), PerToken()):
     qparams = choose_qparams(tokens, QSpec(bits=8, granularity=granularity))
     back[granularity] = dequantize(quantize(tokens, qparams))
-    print(f"{granularity}: scales {qparams.scale.round(4)}, first row {back[granularity][0].round(3)}")
+    print(f"{granularity}: scales {np.atleast_1d(qparams.scale).round(4)}, first row {back[granularity][0].round(3)}")
 assert back[PerTensor()][0].round(3).tolist() == np.float32([0.392, 0.784]).tolist()
 assert back[PerToken()][0].round(3).tolist() == np.float32([0.299, 0.7]).tolist()
 
@@ -484,11 +484,12 @@ widths = list(configs)
 axis.axhspan(in_control, in_float.nll, color=COLOURS["float"], alpha=0.18, linewidth=0)
 axis.axhline(in_float.nll, color=COLOURS["float"], linewidth=1, linestyle=":")
 axis.axhline(in_control, color=COLOURS["float"], linewidth=1)
-axis.text(4.08, in_float.nll + 0.004, "float", color=COLOURS["float"], va="bottom")
-axis.text(4.08, in_control - 0.004, "float, trained on (control)", color=COLOURS["float"], va="top", ha="right")
+axis.text(1.82, in_float.nll + 0.003, "float", color=COLOURS["float"], va="bottom", ha="right")
+axis.text(1.82, in_control - 0.003, "float, trained on (control)", color=COLOURS["float"], va="top", ha="right")
 axis.plot(widths, list(ptq.values()), "o--", color=COLOURS["minquant"], label="PTQ")
 axis.plot(widths, list(qat.values()), "o-", color=COLOURS["minquant"], label="QAT")
-axis.set(xlabel="bits a weight (groups of 32)", ylabel="held-out loss (nats a byte)", xticks=widths, xlim=(4.3, 1.8))
+axis.set(xlabel="bits a weight (groups of 32)", ylabel="held-out loss (nats a byte)", xticks=widths, xlim=(4.2, 1.8))
+axis.margins(y=0.12)
 axis.set_title("What quantization costs, and what training wins back")
 axis.legend(loc="upper left")
 plt.show()
@@ -516,8 +517,8 @@ assert in_control < qat[4] < qat[2] < ptq[2] and recovered[2] > 0.5
 # control, which was too, is better still. Whoever leaves the control out measures training and calls it QAT.
 #
 # One seed proves little at four bits, where the gap is small. `minquant finetune table` does all this for a
-# model trained three times as long, with three seeds, five schemes, and questions with four answers. What it
-# wrote:
+# model trained three times as long, with three seeds, five schemes, and questions with four answers. What
+# came out:
 
 # %%
 import json

@@ -517,7 +517,7 @@ assert in_control < qat[4] < qat[2] < ptq[2] and recovered[2] > 0.5
 # control, which was too, is better still. Whoever leaves the control out measures training and calls it QAT.
 #
 # One seed proves little at four bits, where the gap is small. `minquant finetune table` does all this for a
-# model trained three times as long, with three seeds, five schemes, and questions with four answers. What
+# model trained six times as long, with three seeds, five schemes, and questions with four answers. What
 # came out:
 
 # %%

@@ -214,7 +214,8 @@ def _print_recovery(console: Console, table: Table) -> None:
 
     lines = Lines(box=box.SIMPLE_HEAD)
     for name in ("activations × weights", "nats lost", "given back", "figure", "acc_norm lost", "given back", "figure"):
-        lines.add_column(name, justify="left" if name.startswith("activations") else "right", no_wrap=True)
+        first = name.startswith("activations")
+        lines.add_column(name, justify="left" if first else "right", no_wrap=first)
     for entry in table.recovery:
         lines.add_row(entry["name"], *_shown(entry, "", "{:.4f}"), *_shown(entry, "acc_norm_", "{:.1%}"))
     console.print("given back by QAT: 1 − (qat − control) / (ptq − float), mean ± standard deviation over the seeds;")

@@ -19,7 +19,7 @@ from minquant.tensor import Tensor
 from .savable import PREFIX
 from .saved_kinds import CLASSES, FILLED, SETTINGS
 from .saved_values import UnknownClassError, ValueReader, known_savable
-from .saving import FORMAT, VERSION, checksum, import_safetensors
+from .saving import FORMAT, VERSION, UnreadableError, checksum, read_tensors
 
 __all__ = ["load"]
 
@@ -79,13 +79,9 @@ def _read(path: Path) -> tuple[str, dict[str, np.ndarray]]:
         raise IsADirectoryError(f"load: {path} is a folder; name a file in it, or read a checkpoint with lm.load_llama")
     if not path.is_file():
         raise FileNotFoundError(f"load: there is no file {path}")
-    safetensors = import_safetensors()
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            _check_version(metadata, path)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (safetensors.SafetensorError, TypeError, AttributeError) as error:
+        metadata, tensors = read_tensors(path, lambda metadata: _check_version(metadata, path))
+    except UnreadableError as error:
         raise ValueError(f"load: {path} is no safetensors file{_what_else(path, error)}") from error
     tree = metadata.get("model", "")
     if checksum(tree, tensors) != metadata.get("sha256"):

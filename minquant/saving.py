@@ -20,6 +20,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -87,6 +89,27 @@ def import_safetensors() -> Any:
     except ImportError as error:
         raise ImportError("minquant.save and load need safetensors: pip install 'minquant[demo]'") from error
     return safetensors
+
+
+class UnreadableError(Exception):
+    """A file that is no safetensors file, or is truncated or damaged; the message is safetensors'."""
+
+
+def read_tensors(path: Path, check: Callable[[dict[str, str]], None]) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    """Metadata and tensors of a safetensors file; `check` may refuse the metadata before any tensor is read.
+
+    Raises:
+        UnreadableError: see there.
+        ImportError: safetensors is not installed.
+    """
+    safetensors = import_safetensors()
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            check(metadata)
+            return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (safetensors.SafetensorError, TypeError, AttributeError) as error:
+        raise UnreadableError(str(error)) from error
 
 
 def checksum(tree: str, tensors: dict[str, np.ndarray]) -> str:

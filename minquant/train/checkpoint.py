@@ -27,7 +27,7 @@ from minquant import random
 from minquant.files import write_atomically
 from minquant.nn import Module
 from minquant.optim import Optimizer
-from minquant.saving import checksum, import_safetensors
+from minquant.saving import UnreadableError, checksum, import_safetensors, read_tensors
 
 __all__ = ["Checkpoints", "load_checkpoint", "save_checkpoint"]
 
@@ -158,16 +158,16 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """What the run says of itself, and the tensors, of a file that is proven to be as it was written."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
-    safetensors = import_safetensors()
     instead = "resume from another checkpoint of that folder (remove this one), or begin the run again"
+
+    def check(metadata: Mapping[str, str]) -> None:
+        if (metadata.get("format"), metadata.get("version")) != (FORMAT, VERSION):
+            raise ValueError(f"{path} is a safetensors file, but no checkpoint that this minquant reads; {instead}")
+
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (safetensors.SafetensorError, TypeError, AttributeError) as error:
+        metadata, tensors = read_tensors(path, check)
+    except UnreadableError as error:
         raise ValueError(f"checkpoint {path} is truncated or damaged ({error}); {instead}") from error
-    if (metadata.get("format"), metadata.get("version")) != (FORMAT, VERSION):
-        raise ValueError(f"{path} is a safetensors file, but no checkpoint that this minquant reads; {instead}")
     if checksum(metadata.get("run", ""), tensors) != metadata.get("sha256"):
         raise ValueError(f"checkpoint {path} has been altered: its contents do not give its sha256; {instead}")
     return json.loads(metadata["run"]), tensors

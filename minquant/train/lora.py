@@ -27,7 +27,7 @@ from minquant.nn import Linear, Module, Parameter
 from minquant.quant.base_configs import BaseConfig
 from minquant.quant.conversion import replace_modules
 from minquant.quant.in_place import FilterFn
-from minquant.saving import checksum, import_safetensors
+from minquant.saving import UnreadableError, checksum, import_safetensors, read_tensors
 
 from .lora_layers import LoraLinear, LoraLinearBase, MergedLoraLinear
 
@@ -167,15 +167,15 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Tensors and metadata of a file that is proven to be as it was written."""
     if not path.is_file():
         raise FileNotFoundError(f"load_lora_: there is no file {path}")
-    safetensors = import_safetensors()
+
+    def check(metadata: dict[str, str]) -> None:
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"load_lora_: {path} is a safetensors file, but not one that save_lora wrote")
+
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (safetensors.SafetensorError, TypeError, AttributeError) as error:
+        metadata, tensors = read_tensors(path, check)
+    except UnreadableError as error:
         raise ValueError(f"load_lora_: {path} is truncated or damaged ({error}); copy or save it again") from error
-    if metadata.get("format") != FORMAT:
-        raise ValueError(f"load_lora_: {path} is a safetensors file, but not one that save_lora wrote")
     proven = metadata.pop("sha256", "")
     if checksum(json.dumps(metadata, sort_keys=True), tensors) != proven:
         raise ValueError(f"load_lora_: {path} has been altered: its contents do not give its sha256; save it again")

@@ -99,8 +99,9 @@ class LoraLinear(LoraLinearBase, Module):
 
     def forward(self, x: Tensor | np.ndarray) -> Tensor:
         """(…, in_features) -> (…, out_features)."""
-        check_features(real_input(x, self).shape, self)
-        with finite_input(real_input(x, self), self):
+        array = real_input(x, self)
+        check_features(array.shape, self)
+        with finite_input(array, self):
             return LightProduct.apply(x, self.lora_a, self.lora_b, base=self.base, scaling=self.scaling)
 
     def frozen(self) -> np.ndarray:
